@@ -1,0 +1,90 @@
+"""A live connection before the work begins, for code that Django's own checks do not reach."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from resilience.calls.callables import is_async, name_of, require_plain_callable
+from resilience.connections import is_in_transaction
+from resilience.db.phases import drop_connection
+
+__all__ = ["ensure_connection", "require_plain_def"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def ensure_connection(func: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def ensure_connection(*, using: str = "default") -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def ensure_connection(func: Callable[..., Any] | None = None, /, *, using: str = "default") -> Any:
+    """Decorate a function so that a dead connection is noticed and replaced before it runs.
+
+    For code that Django's own checks do not reach, because they happen at the edges of a request: commands,
+    threads, long tasks. Costs one round trip a call. Inside a transaction, where a new connection would lose what
+    was done, it checks nothing.
+
+    Args:
+        func: The function, when used without parentheses.
+        using: The database alias.
+
+    Raises:
+        TypeError: `func` is async or a generator.
+        OperationalError: When called: there is no connecting to the database.
+
+    Example:
+        >>> from tests.testapp.models import Account
+        >>> @ensure_connection(using="default")
+        ... def how_many():
+        ...     return Account.objects.filter(name="nobody").count()
+        >>> how_many()
+        0
+    """
+
+    def decorate(inner: Callable[P, R]) -> Callable[P, R]:
+        require_plain_def(inner, "ensure_connection")
+
+        @functools.wraps(inner)
+        def with_connection(*args: P.args, **kwargs: P.kwargs) -> R:
+            connection = connections[using]
+            if not connection.in_atomic_block and not is_in_transaction(connection):
+                if not _answers(connection):
+                    drop_connection(connection)
+                connection.ensure_connection()
+            return inner(*args, **kwargs)
+
+        return with_connection
+
+    return decorate if func is None else decorate(func)
+
+
+def _answers(connection: BaseDatabaseWrapper) -> bool:
+    if connection.connection is None or connection.vendor != "mysql":
+        return connection.connection is None or connection.is_usable()
+    # PyMySQL's ping, which is_usable() calls, reconnects behind Django's back and forgets the session's settings.
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except Error:
+        return False
+    return True
+
+
+def require_plain_def(func: Callable[..., Any], decorator: str) -> None:
+    """Refuse generators and coroutine functions.
+
+    Raises:
+        TypeError: `func` is not a plain function.
+    """
+    require_plain_callable(func, decorator)
+    if is_async(func):
+        raise TypeError(
+            f"{decorator} must decorate a plain def, not the async def {name_of(func)!r}: a connection belongs to one "
+            "thread. Put the work into a plain def; adb_retry decorates one and gives an awaitable."
+        )
