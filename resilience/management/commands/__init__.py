@@ -1,0 +1,3 @@
+"""This app's management commands."""
+
+from __future__ import annotations

@@ -1,0 +1,177 @@
+"""One attempt at a run: from taking the lease to giving it back, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from django.db import connections
+
+from resilience import clock, signals
+from resilience.exceptions import CheckpointError, RunInterrupted
+from resilience.redaction import describe_exception
+from resilience.runs import store
+from resilience.runs.active import ActiveRun
+from resilience.runs.leases import DatabaseNow, Lease, outlast_outages
+from resilience.runs.models import Run, RunStatus
+from resilience.runs.operations import with_error
+from resilience.runs.options import RunConfig
+from resilience.runs.stored_values import as_json
+
+__all__ = ["Attempt", "Outcome"]
+
+#: Where a run goes when its body left politely; a lost lease leaves the row to its new holder.
+_AFTER = {"shutdown": RunStatus.QUEUED, "slice": RunStatus.QUEUED, "paused": RunStatus.PAUSED, "cancelled": RunStatus.CANCELLED}
+
+#: Longest time, in seconds, to wait for the database when giving a run back.
+_OUTAGE_LIMIT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended.
+
+    Args:
+        status: The run's status now; "" when another worker has it.
+        reason: "finished", "error", or why the body left ("shutdown", "slice", "paused", "cancelled", "lease_lost").
+    """
+
+    status: str
+    reason: str
+
+
+class Attempt:
+    """A context manager around the body of a run; gives an `ActiveRun`, and the run back.
+
+    `RunInterrupted` ends here; every other exception goes on after it was noted.
+
+    Args:
+        run: The row as it was taken.
+        lease: The right to write it.
+        config: The options.
+        task: The Celery task, if one runs.
+        is_stopping: Tells whether this process was asked to end.
+        fails_at_once: Whether an error fails the run, because nobody will try again by itself.
+        ends_of_slice: Exceptions that only mean that time is over, once the attempt got somewhere.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        lease: Lease,
+        config: RunConfig,
+        *,
+        task: Any = None,
+        is_stopping: Callable[[], bool] = lambda: False,
+        fails_at_once: bool = False,
+        ends_of_slice: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self.run = run
+        self.lease = lease
+        self.config = config
+        self.active = ActiveRun(run, lease, config, task=task, is_stopping=is_stopping)
+        self.outcome = Outcome("", "")
+        self.result: Any = None
+        self._fails_at_once = fails_at_once
+        self._ends_of_slice = ends_of_slice
+        self._began = clock.monotonic()
+
+    def __enter__(self) -> ActiveRun:
+        try:
+            self.active._heartbeat.start()  # noqa: SLF001  # the attempt drives the run it made
+            self._load()
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self.active
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            try:
+                self.active._end()  # noqa: SLF001  # as above
+            except BaseException as late:
+                if self._close(late):
+                    return True
+                raise
+        return self._close(error)
+
+    def _load(self) -> None:
+        checkpoint, state = store.load_latest(self.run, schema=self.config.schema, migrate=self.config.migrate)
+        self.active._begin(checkpoint, state)  # noqa: SLF001  # as above
+        sent = {"key": self.run.key, "task": self.run.task, "attempt": self.run.attempts, "step": self.run.step}
+        signals.emit(signals.run_started if checkpoint is None else signals.run_resumed, Run, **sent)
+        committed = 0 if self.run.step is None else self.run.step + 1
+        if (redone := (self.run.current or 0) - committed) > 0:
+            signals.emit(signals.steps_redone, Run, key=self.run.key, task=self.run.task, count=redone)
+
+    def _close(self, error: BaseException | None) -> bool:
+        """Give the run back; True when the error ends here."""
+        if isinstance(error, self._ends_of_slice) and self.active._schedule.has_progressed:  # noqa: SLF001  # as above
+            # Raised in the middle of a step: only what is committed can be trusted.
+            error = RunInterrupted("slice")
+        if error is None or isinstance(error, (Exception, RunInterrupted)):
+            self.active._schedule.close()  # noqa: SLF001  # as above
+        self.active._heartbeat.stop()  # noqa: SLF001  # as above
+        try:
+            if error is None:
+                self._finished()
+            elif isinstance(error, RunInterrupted):
+                self._left(error.reason)
+            elif isinstance(error, Exception):
+                self._failed(error)
+            else:
+                self._cut_off()
+        finally:
+            self.lease.forget()
+        return isinstance(error, RunInterrupted)
+
+    def _release(self, status: str, reason: str, **values: Any) -> bool:
+        if status in {RunStatus.FINISHED, RunStatus.FAILED, RunStatus.CANCELLED}:
+            values["finished_at"] = DatabaseNow()
+        else:
+            values |= {"queued_at": DatabaseNow(), "woken_at": None}
+        released = outlast_outages(lambda: self.lease.release(status=status, **values), self.lease.using, _OUTAGE_LIMIT)
+        self.outcome = Outcome(status if released else "", reason if released else "lease_lost")
+        return released
+
+    def _finished(self) -> None:
+        done = self._release(RunStatus.FINISHED, "finished", result=as_json(self.result), stalled_attempts=0)
+        if done:
+            elapsed, steps = clock.monotonic() - self._began, 0 if self.run.step is None else self.run.step + 1
+            signals.emit(signals.run_finished, Run, key=self.run.key, task=self.run.task, elapsed=elapsed, steps=steps)
+
+    def _left(self, reason: str) -> None:
+        if reason == "lease_lost":
+            self.outcome = Outcome("", reason)
+        else:
+            self._release(_AFTER[reason], reason, **self._uncounted())
+        sent = {"key": self.run.key, "task": self.run.task, "reason": reason, "step": self.run.step}
+        signals.emit(signals.run_interrupted, Run, **sent)
+
+    def _cut_off(self) -> None:
+        """SystemExit or KeyboardInterrupt hit any line: trust neither the connection nor the state in memory."""
+        connection = connections[self.lease.using]
+        if not connection.in_atomic_block:
+            connection.close()
+        self._left("shutdown")
+
+    def _failed(self, error: Exception) -> None:
+        place = self.active._place if self.active._looping else None  # noqa: SLF001  # as above
+        stalled = 0 if self.active._schedule.has_progressed else self.run.stalled_attempts  # noqa: SLF001  # as above
+        limit = self.run.max_stalled_attempts
+        final = self._fails_at_once or (limit is not None and stalled >= limit)
+        # Checkpoints that cannot be read do not get better by trying; a storage that was away does.
+        final = final or (isinstance(error, CheckpointError) and error.reason not in {"", "storage"})
+        self.run.stalled_attempts = stalled
+        errors = with_error(self.run, describe_exception(error), step=place.position if place else None)
+        self._release(RunStatus.FAILED if final else RunStatus.QUEUED, "error", errors=errors, stalled_attempts=stalled)
+        name = type(error).__name__
+        signals.emit(signals.run_failed, Run, key=self.run.key, task=self.run.task, error=name, final=final)
+
+    def _uncounted(self) -> dict[str, Any]:
+        """Columns that take this attempt out of the count of those without progress: a stop is nobody's fault."""
+        before = max(0, self.run.stalled_attempts - 1)
+        stalled = 0 if self.active._schedule.has_progressed else before  # noqa: SLF001  # as above
+        return {"stalled_attempts": stalled, "interruptions": self.run.interruptions + 1}
