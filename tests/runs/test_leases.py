@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from django.db import OperationalError, connections, transaction
+from django.utils import timezone
+
+from resilience import clock, save_checkpoint
+from resilience.exceptions import CheckpointError, RunInterrupted
+from resilience.runs import leases
+from resilience.runs.leases import DatabaseNow, Lease, take
+from resilience.runs.models import Run
+
+QUEUED = ("queued",)
+
+
+@pytest.fixture(params=[pytest.param("default", marks=pytest.mark.django_db(transaction=True)), "postgresql", "mariadb"])
+def alias(request: pytest.FixtureRequest) -> str:
+    """Each database in turn."""
+    if request.param != "default":
+        request.getfixturevalue(request.param)
+    return request.param
+
+
+def taken(alias: str, **values: object) -> tuple[Run, Lease]:
+    """A run that this process holds."""
+    run = Run.objects.using(alias).create(key="a")
+    found = take(run, alias, statuses=QUEUED, **values)
+    assert found is not None
+    return found
+
+
+def test_take__only_one_gets_it(alias: str) -> None:
+    """A run that is held cannot be taken."""
+    row, lease = taken(alias)
+
+    again = take(row, alias, statuses=QUEUED)
+
+    assert again is None
+    assert (row.status, row.fence, row.attempts, row.stalled_attempts) == ("running", 1, 1, 1)
+    assert lease.fence == 1
+
+
+def test_take__sets_the_end_on_the_database_clock(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose clock is ten minutes off takes a lease that ends when all others think it does."""
+    monkeypatch.setattr(clock, "time", lambda: 0.0)
+    monkeypatch.setattr(timezone, "now", lambda: dt.datetime(2001, 1, 1, tzinfo=dt.UTC))
+
+    row, _ = taken(alias, lease_seconds=90.0)
+
+    rows = Run.objects.using(alias).filter(pk=row.pk)
+    assert rows.filter(lease_expires_at__gt=DatabaseNow(80), lease_expires_at__lt=DatabaseNow(90.5)).exists()
+    assert not rows.filter(lease_expires_at__lt=DatabaseNow()).exists()
+
+
+def test_database_now__is_utc_with_fractions(alias: str) -> None:
+    """Leases of less than a second can be told apart, and the zone of the session does not matter."""
+    run = Run.objects.using(alias).create(key="a")
+    Run.objects.using(alias).filter(pk=run.pk).update(heartbeat_at=DatabaseNow(), progressed_at=DatabaseNow(0.25))
+
+    run.refresh_from_db()
+
+    assert run.heartbeat_at is not None
+    assert abs(run.heartbeat_at - timezone.now()) < dt.timedelta(seconds=30)
+    assert run.progressed_at - run.heartbeat_at == pytest.approx(dt.timedelta(seconds=0.25), abs=dt.timedelta(seconds=0.01))
+
+
+def test_write__is_refused_to_whoever_lost_the_run(alias: str) -> None:
+    """The fence stops a worker that was declared dead, and its transaction is rolled back."""
+    row, lease = taken(alias)
+    Run.objects.using(alias).filter(pk=row.pk).update(status="queued")
+    second = take(row, alias, statuses=QUEUED)
+
+    with pytest.raises(RunInterrupted) as caught, lease.transaction(message="mine"):
+        pytest.fail("the body must not run")
+
+    assert caught.value.reason == "lease_lost"
+    assert lease.is_lost
+    assert second is not None
+    row.refresh_from_db()
+    assert (row.fence, row.message) == (2, "")
+    assert not lease.release(status="finished")
+
+
+def test_transaction__rolls_back_with_its_values(alias: str) -> None:
+    """What is stored with a checkpoint is stored together with it, or not at all."""
+    row, lease = taken(alias)
+
+    with pytest.raises(ZeroDivisionError), lease.transaction(step=7):
+        _ = 1 / 0
+
+    row.refresh_from_db()
+    assert row.step is None
+
+
+def test_transaction__cut_off_by_system_exit_discards_the_connection(alias: str) -> None:
+    """After SystemExit in the middle of a commit the connection is not trusted again."""
+    if alias == "default":
+        pytest.skip("a SQLite database in memory lives in its connection; the other databases show it")
+    row, lease = taken(alias)
+    before = connections[alias].connection
+
+    with pytest.raises(SystemExit), lease.transaction(step=7):
+        raise SystemExit(-241)
+
+    row.refresh_from_db()
+    assert row.step is None
+    assert connections[alias].connection is not before
+
+
+def test_beat__reads_what_people_ask_for(alias: str) -> None:
+    """Each sign of life brings back whether to pause or to cancel."""
+    row, lease = taken(alias)
+    Run.objects.using(alias).filter(pk=row.pk).update(request="pause")
+
+    lease.beat(lambda: False)
+
+    assert lease.request == "pause"
+
+
+def test_outlast_outages__repeats_until_the_database_is_back(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is away for a moment costs a moment."""
+    waits: list[float] = []
+    monkeypatch.setattr(clock, "sleep", waits.append)
+    failures = [OperationalError("away"), OperationalError("away")]
+
+    def operation() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    result = leases.outlast_outages(operation, alias, 30)
+
+    assert (result, waits) == ("done", [0.1, 0.2])
+
+
+def test_outlast_outages__gives_up_at_its_limit(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that stays away is reported within the bound."""
+    now = [0.0]
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def operation() -> None:
+        raise OperationalError("away")
+
+    with pytest.raises(OperationalError):
+        leases.outlast_outages(operation, alias, 5)
+
+    assert 2 < now[0] <= 5
+
+
+def test_refuse_transaction__also_while_autocommit_is_off(alias: str) -> None:
+    """Without autocommit a rollback of the user's would take a committed checkpoint back."""
+    connection = connections[alias]
+    connection.set_autocommit(False)
+    try:
+        with pytest.raises(CheckpointError, match="switch autocommit on"):
+            save_checkpoint("a", {"w": 1}, using=alias)
+    finally:
+        connection.set_autocommit(True)
+
+    assert not Run.objects.using(alias).exists()
+
+
+@pytest.mark.django_db
+def test_refuse_transaction__but_not_the_one_of_a_test_case() -> None:
+    """Only transactions of the user's count."""
+    leases.refuse_transaction("default", "run.checkpoint")
+
+    with pytest.raises(CheckpointError, match=r"run\.checkpoint must be called outside transactions"), transaction.atomic():
+        leases.refuse_transaction("default", "run.checkpoint")
