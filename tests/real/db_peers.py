@@ -63,6 +63,17 @@ def terminate(server: servers.PostgreSQL | servers.MariaDB, number: int) -> None
         servers.wait_until(is_gone)
 
 
+def waits_for_lock(server: servers.PostgreSQL | servers.MariaDB) -> bool:
+    """Whether a session of this server waits for a lock that another one holds."""
+    if isinstance(server, servers.PostgreSQL):
+        with postgresql_peer(server) as peer:
+            return bool(peer.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchall())
+    with mariadb_peer(server) as peer:
+        # Not information_schema.innodb_trx: who reads it more often than every 0.1 s is shown the same old answer for ever.
+        peer.execute("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
+        return int(peer.fetchone()[1]) > 0
+
+
 class Background:
     """A function in a thread of its own, with connections of its own that it closes."""
 

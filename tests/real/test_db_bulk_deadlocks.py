@@ -13,7 +13,7 @@ from django.db import OperationalError, connections, transaction
 from resilience import db_retry, signals
 from resilience.db.bulk import RowFault, safe_bulk_insert
 from tests import servers
-from tests.real.db_peers import Background, mariadb_peer, open_accounts, postgresql_peer
+from tests.real.db_peers import Background, mariadb_peer, open_accounts, postgresql_peer, waits_for_lock
 from tests.testapp.models import Account, Ware
 
 SEVENTH = 7
@@ -75,7 +75,7 @@ class Rival:
     def _meet(self) -> None:
         Account.objects.using(self._alias).select_for_update().get(name="held")
         self._side = Background(self._work)
-        servers.wait_until(self._is_waiting)
+        servers.wait_until(lambda: waits_for_lock(self._server))
 
     def _work(self) -> None:
         with self._session() as peer:
@@ -99,13 +99,6 @@ class Rival:
         else:
             with mariadb_peer(self._server) as cursor:
                 yield cursor
-
-    def _is_waiting(self) -> bool:
-        if isinstance(self._server, servers.PostgreSQL):
-            with postgresql_peer(self._server) as peer:
-                return bool(peer.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchall())
-        with mariadb_peer(self._server) as cursor:
-            return bool(cursor.execute("SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"))
 
 
 def codes_of(alias: str) -> Counter[str]:

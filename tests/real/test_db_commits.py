@@ -34,6 +34,7 @@ from tests.real.db_peers import (
     session_id,
     terminate,
     through,
+    waits_for_lock,
 )
 from tests.testapp.models import Account
 
@@ -350,14 +351,6 @@ def test_key__that_another_call_commits_meanwhile_gives_its_value(database: str,
 
     assert (first.join(), second.join()) == ("first", "first")
     assert names(alias) == ["first"]
-
-
-def waits_for_lock(server: servers.PostgreSQL | servers.MariaDB) -> bool:
-    if isinstance(server, servers.PostgreSQL):
-        with postgresql_peer(server) as peer:
-            return bool(peer.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchall())
-    with mariadb_peer(server) as cursor:
-        return bool(cursor.execute("SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"))
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
