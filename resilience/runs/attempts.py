@@ -14,16 +14,16 @@ from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.redaction import describe_exception
 from resilience.runs import store
 from resilience.runs.active import ActiveRun
-from resilience.runs.leases import DatabaseNow, Lease, outlast_outages
+from resilience.runs.leases import Lease, outlast_outages
 from resilience.runs.models import Run, RunStatus
-from resilience.runs.operations import with_error
+from resilience.runs.operations import give_back, with_error
 from resilience.runs.options import RunConfig
 from resilience.runs.stored_values import as_json
 
 __all__ = ["Attempt", "Outcome"]
 
-#: Where a run goes when its body left politely; a lost lease leaves the row to its new holder.
-_AFTER = {"shutdown": RunStatus.QUEUED, "slice": RunStatus.QUEUED, "paused": RunStatus.PAUSED, "cancelled": RunStatus.CANCELLED}
+#: Why a body left whose run went where people wanted it.
+_ASKED: dict[str, str] = {RunStatus.PAUSED: "paused", RunStatus.CANCELLED: "cancelled"}
 
 #: Longest time, in seconds, to wait for the database when giving a run back.
 _OUTAGE_LIMIT = 30.0
@@ -128,13 +128,9 @@ class Attempt:
         return isinstance(error, RunInterrupted)
 
     def _release(self, status: str, reason: str, **values: Any) -> bool:
-        if status in {RunStatus.FINISHED, RunStatus.FAILED, RunStatus.CANCELLED}:
-            values["finished_at"] = DatabaseNow()
-        else:
-            values |= {"queued_at": DatabaseNow(), "woken_at": None}
-        released = outlast_outages(lambda: self.lease.release(status=status, **values), self.lease.using, _OUTAGE_LIMIT)
-        self.outcome = Outcome(status if released else "", reason if released else "lease_lost")
-        return released
+        actual = outlast_outages(lambda: give_back(self.lease, status, **values), self.lease.using, _OUTAGE_LIMIT)
+        self.outcome = Outcome(actual, reason if actual else "lease_lost")
+        return bool(actual)
 
     def _finished(self) -> None:
         done = self._release(RunStatus.FINISHED, "finished", result=as_json(self.result), stalled_attempts=0)
@@ -145,9 +141,12 @@ class Attempt:
     def _left(self, reason: str) -> None:
         if reason == "lease_lost":
             self.outcome = Outcome("", reason)
-        else:
-            self._release(_AFTER[reason], reason, **self._uncounted())
-        sent = {"key": self.run.key, "task": self.run.task, "reason": reason, "step": self.run.step}
+        elif self._release(RunStatus.QUEUED, reason, **self._uncounted()):
+            # What was asked may be newer than what the body saw: a pause that was taken back only ends a slice.
+            status = self.outcome.status
+            why = _ASKED.get(status) or ("slice" if reason in _ASKED.values() else reason)
+            self.outcome = Outcome(status, why)
+        sent = {"key": self.run.key, "task": self.run.task, "reason": self.outcome.reason, "step": self.run.step}
         signals.emit(signals.run_interrupted, Run, **sent)
 
     def _cut_off(self) -> None:
@@ -166,9 +165,9 @@ class Attempt:
         final = final or (isinstance(error, CheckpointError) and error.reason not in {"", "storage"})
         self.run.stalled_attempts = stalled
         errors = with_error(self.run, describe_exception(error), step=place.position if place else None)
-        self._release(RunStatus.FAILED if final else RunStatus.QUEUED, "error", errors=errors, stalled_attempts=stalled)
-        name = type(error).__name__
-        signals.emit(signals.run_failed, Run, key=self.run.key, task=self.run.task, error=name, final=final)
+        if self._release(RunStatus.FAILED if final else RunStatus.QUEUED, "error", errors=errors, stalled_attempts=stalled):
+            name = type(error).__name__
+            signals.emit(signals.run_failed, Run, key=self.run.key, task=self.run.task, error=name, final=final)
 
     def _uncounted(self) -> dict[str, Any]:
         """Columns that take this attempt out of the count of those without progress: a stop is nobody's fault."""

@@ -14,12 +14,12 @@ from django.utils import timezone
 
 from resilience import signals
 from resilience.exceptions import RunStateError
-from resilience.runs.leases import RELEASED, DatabaseNow, notify
+from resilience.runs.leases import RELEASED, DatabaseNow, Lease, notify
 from resilience.runs.locks import row_of
 from resilience.runs.models import Run, RunRequest, RunStatus
 from resilience.runs.wakeups import wake_later
 
-__all__ = ["TRANSITIONS", "operate", "reclaim", "with_error"]
+__all__ = ["TRANSITIONS", "give_back", "operate", "reclaim", "with_error"]
 
 #: How many errors a run remembers.
 _ERRORS = 20
@@ -43,6 +43,14 @@ TRANSITIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("skip", RunStatus.FAILED): _AGAIN,
     ("skip", RunStatus.PAUSED): _AGAIN,
 }
+#: What becomes of a run whose holder was asked something while it gave the run back.
+_AS_ASKED: dict[tuple[str, str], str] = {
+    (RunStatus.QUEUED, RunRequest.PAUSE): RunStatus.PAUSED,
+    (RunStatus.QUEUED, RunRequest.CANCEL): RunStatus.CANCELLED,
+    (RunStatus.PAUSED, RunRequest.CANCEL): RunStatus.CANCELLED,
+    (RunStatus.FAILED, RunRequest.CANCEL): RunStatus.CANCELLED,
+}
+_ENDED = frozenset([RunStatus.FINISHED, RunStatus.FAILED, RunStatus.CANCELLED])
 _REASONS = {"resume": "resumed", "retry": "retried", "skip": "skipped"}
 _ATTEMPTS = 20
 
@@ -112,6 +120,33 @@ def reclaim(run: Run, using: str, *, owner: str = "", cause: str = "lease expire
         signals.emit(signals.run_failed, Run, key=run.key, task=run.task, error="LeaseExpired", final=True)
     _is_there(run, using)
     return True
+
+
+def give_back(lease: Lease, status: str, **values: Any) -> str:
+    """Give a run back, and do what people asked of its holder, whether that saw it or not; may be repeated.
+
+    Args:
+        lease: The holder's.
+        status: Where the run goes if nobody asked for something else.
+        values: More columns to store.
+
+    Returns:
+        The run's status now; "" when it is no longer the holder's.
+    """
+    for _ in range(_ATTEMPTS):
+        rows = Run.objects.using(lease.using).filter(pk=lease.run_id, fence=lease.fence)
+        now, request = rows.values_list("status", "request").first() or ("", "")
+        if now != RunStatus.RUNNING:
+            # Nobody else finishes a run: the answer to an earlier try was lost.
+            return status if now == status == RunStatus.FINISHED else ""
+        actual = _AS_ASKED.get((status, request), status)
+        times = {"finished_at": DatabaseNow()} if actual in _ENDED else {"queued_at": DatabaseNow(), "woken_at": None}
+        stored = times | values if actual == status else values | times
+        # Under the condition that nobody asked for anything else meanwhile.
+        free = row_of(lease.run_id, lease.using, fence=lease.fence, status=RunStatus.RUNNING, request=request)
+        if free.update(**RELEASED | stored | {"status": actual}):
+            return actual
+    return ""
 
 
 def with_error(run: Run, text: str, *, step: int | None = None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from resilience.runs.keys import changed_names, check_key, hash_config
 from resilience.runs.leases import DatabaseNow, Lease, refuse_transaction, take
 from resilience.runs.locks import short_transaction
 from resilience.runs.models import Run, RunStatus
-from resilience.runs.operations import reclaim
+from resilience.runs.operations import give_back, reclaim
 from resilience.runs.options import RunConfig
 from resilience.runs.saves import Saver
 from resilience.runs.schedules import unwrap
@@ -178,8 +178,11 @@ def save_checkpoint(
         saver = Saver(row, lease, RunConfig(keep_last=keep_last, max_failed_saves=1))
         saver.save(state, Place(following if step is None else step), metrics or {}, is_step=False)
     finally:
-        as_before = {name: getattr(run, name) for name in ("status", "attempts", "stalled_attempts", "finished_at")}
-        lease.release(**as_before)
+        as_before = {
+            name: getattr(run, name) for name in ("attempts", "stalled_attempts", "finished_at", "queued_at", "woken_at")
+        }
+        give_back(lease, run.status, **as_before)
+        lease.forget()
 
 
 def load_checkpoint(key: str, default: Any = None, *, using: str | None = None) -> Any:
