@@ -27,7 +27,7 @@ from django.utils import timezone
 from kombu.utils import json
 
 from resilience import clock, conf
-from resilience.celery_messages import as_json, delay_of, kept_options, seconds_until, send_first
+from resilience.celery_messages import RUN, as_json, delay_of, kept_options, seconds_until, send_first
 from resilience.exceptions import RunBusyError, RunConfigChangedError, RunStateError
 from resilience.redaction import describe_exception
 from resilience.runs.active import BareRun
@@ -86,7 +86,7 @@ class ResumableTask(DjangoTask):  # type: ignore[type-arg]  # generic in the stu
 
         Raises:
             RunConfigChangedError: It exists with other arguments outside the key.
-            TypeError, ValueError: The arguments do not fit the function or the key.
+            TypeError, ValueError: The arguments do not fit the function or the key, or the key is another task's.
         """
         if not conf.current().enabled:
             return super().apply_async(args, kwargs, task_id=task_id, **options)
@@ -139,8 +139,14 @@ class ResumableTask(DjangoTask):  # type: ignore[type-arg]  # generic in the stu
     def _find(self, args: Any, kwargs: Any) -> Run:
         """Return the run that a message wakes: the row's arguments count, not the message's."""
         key, _ = self._template().resolve(args, kwargs)
-        run = Run.objects.using(router.db_for_write(Run)).filter(key=key, task=self.name).first()
-        return run or self._submit(args, kwargs, self.request.id or uuid(), {})
+        rows = Run.objects.using(router.db_for_write(Run)).filter(task=self.name)
+        if (number := self.request.get(RUN)) is not None:
+            if (woken := rows.filter(pk=number).first()) is None:
+                raise Ignore(str(RunStateError(key, "start", "deleted")))
+            return woken
+        # Sent by name, past `apply_async`. Some collations take "a" for "A".
+        found = [run for run in rows.filter(key=key) if run.key == key]
+        return found[0] if found else self._submit(args, kwargs, self.request.id or uuid(), {})
 
     def _begin(self, run: Run, stop: Callable[[], bool]) -> tuple[Attempt, Any, Any]:
         using = run._state.db or router.db_for_write(Run)  # Django's documented attribute

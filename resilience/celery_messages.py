@@ -13,7 +13,10 @@ from resilience.runs.leases import DatabaseNow
 from resilience.runs.locks import row_of
 from resilience.runs.models import Run, RunStatus
 
-__all__ = ["as_json", "delay_of", "kept_options", "publish", "seconds_until", "send_first"]
+__all__ = ["RUN", "as_json", "delay_of", "kept_options", "publish", "seconds_until", "send_first"]
+
+#: Header of each message that wakes a run: the row's primary key. A run that was deleted is not made anew by it.
+RUN = "resilience_run"
 
 #: Delivery options of a call that later messages for the same run repeat.
 _KEPT = frozenset(
@@ -59,7 +62,7 @@ def publish(run: Run, *, delay: float = 0.0) -> None:
         return
     if delay > 0:
         options["countdown"] = delay
-    current_app.send_task(run.task, args, kwargs, task_id=run.task_id, **options)
+    current_app.send_task(run.task, args, kwargs, task_id=run.task_id, headers={RUN: run.pk}, **options)
 
 
 def send_first(run: Run, using: str, delay: float) -> None:

@@ -32,12 +32,17 @@ def enrol(key: str, using: str, **defaults: Any) -> Run:
     """Return the run with this key, made from `defaults` if there is none.
 
     Raises:
-        ValueError: The key cannot be stored, or the database takes it for another one.
+        ValueError: The key cannot be stored, is that of another task, or the database takes it for another one.
     """
     check_key(key)
     run, _ = Run.objects.using(using).get_or_create(key=key, defaults={"queued_at": DatabaseNow()} | defaults)
     if run.key != key:
         raise ValueError(f"key must differ from others by more than case, not {key!r}. The database takes it for {run.key!r}.")
+    if run.task and run.task != defaults.get("task", run.task):
+        raise ValueError(
+            f"key must be that of one task, not {key!r}: it is taken by {run.task!r}. "
+            "Put the task's name into the key, or after a rename into `task` of the run."
+        )
     return run
 
 
@@ -154,7 +159,8 @@ def save_checkpoint(
         keep_last: How many of the newest states to keep; 1 or more.
 
     Raises:
-        ValueError: key or step is out of range.
+        ValueError: key, step or keep_last is out of range.
+        TypeError: metrics is no dict.
         RunBusyError: A worker holds the run with this key.
         CheckpointError: The state cannot be stored, or a transaction is open.
 
@@ -165,6 +171,9 @@ def save_checkpoint(
     """
     alias = using or router.db_for_write(Run)
     refuse_transaction(alias, "save_checkpoint")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f'metrics must be a dict of figures, not {metrics!r:.80}. Write {{"loss": 0.25}}.')
+    config = RunConfig(keep_last=keep_last, max_failed_saves=1)
     if step is not None and not is_position(step):
         raise ValueError(f"step must be a whole number from 0 to 2**63 - 1, not {step!r:.80}. Leave it out to count up.")
     run = enrol(key, alias, status=RunStatus.FINISHED, finished_at=DatabaseNow())
@@ -175,7 +184,7 @@ def save_checkpoint(
     row, lease = taken
     following = 0 if row.step is None else row.step + 1
     try:
-        saver = Saver(row, lease, RunConfig(keep_last=keep_last, max_failed_saves=1))
+        saver = Saver(row, lease, config)
         saver.save(state, Place(following if step is None else step), metrics or {}, is_step=False)
     finally:
         as_before = {
@@ -194,6 +203,7 @@ def load_checkpoint(key: str, default: Any = None, *, using: str | None = None) 
         using: The database alias; None asks the router.
 
     Raises:
+        ValueError: No run can have this key.
         CheckpointError: All states are damaged, or the storage does not answer.
 
     Example:
@@ -201,6 +211,8 @@ def load_checkpoint(key: str, default: Any = None, *, using: str | None = None) 
         {}
     """
     alias = using or router.db_for_write(Run)
-    run = Run.objects.using(alias).filter(key=key).first()
+    rows = Run.objects.using(alias).filter(key=check_key(key))
+    # Some collations take "a" for "A", and would give one's state for the other's.
+    run = next((row for row in rows if row.key == key), None)
     checkpoint, state = (None, None) if run is None else store.load_latest(run)
     return default if checkpoint is None else unwrap(state, restore=False)

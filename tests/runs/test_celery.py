@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from celery import Celery, _state
 from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from resilience import Run, resumable_task, shutdowns
 from resilience.exceptions import CheckpointError, RunBusyError, RunConfigChangedError, RunStateError
 from resilience.runs import leases
 from resilience.runs.keys import hash_value
 from resilience.runs.runs import open_run
+from resilience.runs.sweeps import sweep
 from tests.settings import RESILIENCE
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("celery_app")]
@@ -502,3 +503,136 @@ def deliver(task: Any, task_id: str, *args: Any) -> Any:
         return task(*args)
     finally:
         task.pop_request()
+
+
+def take_messages(app: Celery) -> list[Any]:
+    """Take what lies in the queue, as a worker gets it."""
+    with app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
+        found = []
+        while queue.qsize():
+            found.append(queue.get(timeout=1))
+            found[-1].ack()
+        return found
+
+
+def consume(task: Any, message: Any) -> Any:
+    """Do what a worker's tracer does with a message, its headers included."""
+    args, kwargs, _ = message.payload
+    task.push_request(**message.headers, called_directly=False, args=args, kwargs=kwargs)
+    try:
+        return task(*args, **kwargs)
+    finally:
+        task.pop_request()
+
+
+def test_message__of_a_deleted_run_does_not_make_it_anew(
+    celery_app: Celery, django_capture_on_commit_callbacks: Callable[..., Any]
+) -> None:
+    """What somebody deleted stays deleted, whatever message of it is still on its way: the first, or one of a sweep."""
+    celery_app.conf.task_always_eager = False
+    done: list[int] = []
+    task = summing(done=done)
+    with django_capture_on_commit_callbacks(execute=True):
+        task.delay(7)
+    Run.objects.update(woken_at="2000-01-01T00:00Z")
+    assert sweep("default").woken == ("sum:7",)
+    sent = take_messages(celery_app)
+    Run.objects.all().delete()
+
+    for message in sent:
+        with pytest.raises(Ignore, match="'sum:7' cannot start: it is deleted"):
+            consume(task, message)
+
+    assert len(sent) == 2
+    assert (done, Run.objects.count()) == ([], 0)
+
+
+def test_message__of_a_deleted_run_does_not_wake_another_one_with_its_key(
+    celery_app: Celery, django_capture_on_commit_callbacks: Callable[..., Any]
+) -> None:
+    """A run that was deleted and started again is woken by its own message, whose result its caller waits for."""
+    celery_app.conf.task_always_eager = False
+    task = summing()
+    with django_capture_on_commit_callbacks(execute=True):
+        task.delay(7)
+    (old,) = take_messages(celery_app)
+    Run.objects.all().delete()
+    with django_capture_on_commit_callbacks(execute=True):
+        result = task.delay(7)
+    (new,) = take_messages(celery_app)
+
+    with pytest.raises(Ignore):
+        consume(task, old)
+    total = consume(task, new)
+
+    assert (total, new.headers["id"]) == (10, result.id)
+
+
+def test_message__sent_by_name_makes_the_run(celery_app: Celery) -> None:
+    """Whoever has no database, or only the task's name, starts runs all the same."""
+    celery_app.conf.task_always_eager = False
+    task = summing()
+    celery_app.send_task(task.name, (7,))
+    (message,) = take_messages(celery_app)
+
+    total = consume(task, message)
+
+    assert total == 10
+    assert Run.objects.get().task_id == message.headers["id"]
+
+
+def test_message__late_copy_of_a_finished_runs_does_nothing_and_gives_its_result(
+    celery_app: Celery, django_capture_on_commit_callbacks: Callable[..., Any]
+) -> None:
+    """Two messages for one run do its work once."""
+    celery_app.conf.task_always_eager = False
+    done: list[int] = []
+    task = summing(done=done)
+    with django_capture_on_commit_callbacks(execute=True):
+        task.delay(7)
+    (message,) = take_messages(celery_app)
+
+    totals = [consume(task, message), consume(task, message)]
+
+    assert (totals, done, Run.objects.get().attempts) == ([10, 10], [0, 1, 2, 3, 4], 1)
+
+
+def test_key__of_another_task_is_refused(celery_app: Celery, django_capture_on_commit_callbacks: Callable[..., Any]) -> None:
+    """Two tasks with one key would work on each other's run: neither a call nor a message does."""
+    celery_app.conf.task_always_eager = False
+    done: list[int] = []
+    mine, other = summing(fail_at={0}), summing(done=done)
+    with django_capture_on_commit_callbacks(execute=True):
+        mine.delay(7)
+    celery_app.send_task(other.name, (7,))
+    by_name = take_messages(celery_app)[-1]
+
+    for start in (lambda: other.delay(7), lambda: other(7), lambda: consume(other, by_name)):
+        with pytest.raises(ValueError, match=r"key must be that of one task, not 'sum:7': it is taken by 'tests\.sum\..*'"):
+            start()
+
+    assert (done, Run.objects.get().task) == ([], mine.name)
+
+
+def test_message__waits_for_the_sweeper_when_the_database_is_away_at_the_start(
+    celery_app: Celery, django_capture_on_commit_callbacks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is lost because the database did not answer strands nothing: the run is found and woken again."""
+    celery_app.conf.task_always_eager = False
+    task = summing()
+    with django_capture_on_commit_callbacks(execute=True):
+        task.delay(7)
+    (message,) = take_messages(celery_app)
+    with monkeypatch.context() as patch, pytest.raises(OperationalError):
+        patch.setattr("resilience.runs.runs.take", _away)
+        consume(task, message)
+
+    Run.objects.update(woken_at="2000-01-01T00:00Z")
+    sweep("default")
+    (message,) = take_messages(celery_app)
+
+    assert consume(task, message) == 10
+
+
+def _away(*args: Any, **options: Any) -> Any:
+    raise OperationalError("connection refused")

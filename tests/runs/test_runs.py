@@ -153,3 +153,32 @@ def test_save_checkpoint__refuses_a_step_that_is_no_position(step: Any) -> None:
     """A wrong step is told before anything is stored."""
     with pytest.raises(ValueError, match="step must be a whole number from 0 to"):
         save_checkpoint("a", {}, step=step)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"metrics": 0.5}, TypeError, r"metrics must be a dict of figures, not 0\.5"),
+        ({"keep_last": 0}, ValueError, "keep_last must be a whole number of 1 or more, not 0"),
+    ],
+)
+def test_save_checkpoint__refuses_wrong_fields_before_it_makes_a_run(fields: Any, error: type[Exception], message: str) -> None:
+    """A wrong argument leaves no row behind."""
+    with pytest.raises(error, match=message):
+        save_checkpoint("a", {}, **fields)
+
+    assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize("status", ["queued", "paused", "finished", "failed", "cancelled"])
+def test_open_run__starts_whatever_became_of_the_run(status: str) -> None:
+    """Whoever opens a run by hand decides to go on with it: a failed, paused or cancelled one resumes from its last checkpoint."""
+    save_checkpoint("a", 7)
+    Run.objects.update(status=status, stalled_attempts=9, errors=[{"step": 1, "error": "ValueError"}])
+
+    with open_run("a") as run:
+        state = run.state
+
+    row = Run.objects.get()
+    assert state == 7
+    assert (row.status, len(row.errors)) == ("finished", 1)
