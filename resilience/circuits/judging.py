@@ -9,7 +9,7 @@ from typing import Any
 from resilience.calls.classification_rules import CONTROL_FLOW
 from resilience.calls.classify import ErrorKind, classify, has_own_classifiers
 from resilience.circuits.config import CircuitBreakerConfig
-from resilience.exceptions import BulkheadFullError
+from resilience.exceptions import BulkheadFullError, OpenTransactionError, OperationTimeoutError
 from resilience.redaction import log_exception
 
 __all__ = ["Outcome", "is_control_flow", "judge_error", "judge_result"]
@@ -46,13 +46,13 @@ def _is_control_flow(kind: type[BaseException]) -> bool:
 def judge_error(config: CircuitBreakerConfig, error: BaseException) -> str:
     """Return the outcome of a call that raised `error`.
 
-    Neither success nor failure are cancellation, the shutdown of a worker, a bulkhead of this process that is full,
+    Neither success nor failure are cancellation, the shutdown of a worker, a call that this process refused to begin,
     what a classifier of the project calls CANCELLED, and what `ignore` names. What is not in `exceptions`, or what
     `failure_if` lets off, is a success: the service did answer.
     """
     if isinstance(error, config.ignore) or not isinstance(error, Exception) or is_control_flow(error):
         return Outcome.IGNORED
-    if isinstance(error, BulkheadFullError) or (has_own_classifiers() and classify(error).kind is ErrorKind.CANCELLED):
+    if _was_not_begun(error) or (has_own_classifiers() and classify(error).kind is ErrorKind.CANCELLED):
         return Outcome.IGNORED
     if not isinstance(error, config.exceptions):
         return Outcome.SUCCESS
@@ -63,6 +63,13 @@ def judge_error(config: CircuitBreakerConfig, error: BaseException) -> str:
     except Exception as broken:  # noqa: BLE001  # logged, and not worth the call's own error
         log_exception(logger, "A circuit's failure_if failed; the call counts as a failure.", error=broken)
         return Outcome.FAILURE
+
+
+def _was_not_begun(error: Exception) -> bool:
+    """Tell whether a limit of this app refused the call: a full bulkhead, a transaction, a deadline that was over before."""
+    if isinstance(error, OperationTimeoutError):
+        return error.seconds == 0
+    return isinstance(error, (BulkheadFullError, OpenTransactionError))
 
 
 def judge_result(config: CircuitBreakerConfig, result: Any) -> str:
