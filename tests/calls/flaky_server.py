@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import random
 import socket
@@ -12,8 +14,6 @@ import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-from tests.servers import free_port
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -141,6 +141,10 @@ def flaky_server() -> Iterator[FlakyServer]:
         server.server_close()
 
 
+@functools.cache
 def refused_url() -> str:
-    """Return an address that refuses connections."""
-    return f"http://127.0.0.1:{free_port()}"
+    """Return an address that refuses connections: its port is taken, so that nobody else gets it, and nobody listens."""
+    taken = socket.socket()
+    atexit.register(taken.close)
+    taken.bind(("127.0.0.1", 0))
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"

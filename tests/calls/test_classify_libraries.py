@@ -32,6 +32,9 @@ from tests.calls.flaky_server import FlakyServer, flaky_server, refused_url
 SAFE, UNSURE, PERMANENT = (True, False), (True, True), (False, False)
 TIMEOUT, CONNECTION, INVALID, TLS = ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.INVALID_REQUEST, ErrorKind.TLS
 
+#: Seconds a client waits: for an answer that comes, however busy the machine is, and for one that never does.
+PATIENT, HASTY = 60.0, 0.3
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FlakyServer]:
@@ -70,44 +73,44 @@ def judged(exc: BaseException) -> tuple[ErrorKind, tuple[bool, bool]]:
     return info.kind, (info.transient, info.maybe_executed)
 
 
-def with_requests(url: str) -> object:
+def with_requests(url: str, timeout: float = PATIENT) -> object:
     with requests.Session() as session:
         session.trust_env = False
-        response = session.get(url, timeout=0.3)
+        response = session.get(url, timeout=timeout)
         response.raise_for_status()
         return response.content
 
 
-def with_httpx(url: str) -> object:
-    with httpx.Client(timeout=0.3, trust_env=False) as client:
+def with_httpx(url: str, timeout: float = PATIENT) -> object:
+    with httpx.Client(timeout=timeout, trust_env=False) as client:
         return client.get(url, follow_redirects=True).raise_for_status()
 
 
-def with_httpx2(url: str) -> object:
-    with httpx2.Client(timeout=0.3, trust_env=False) as client:
+def with_httpx2(url: str, timeout: float = PATIENT) -> object:
+    with httpx2.Client(timeout=timeout, trust_env=False) as client:
         return client.get(url, follow_redirects=True).raise_for_status()
 
 
-def with_urllib3(url: str) -> object:
-    with urllib3.PoolManager(retries=False, timeout=0.3) as pool:
+def with_urllib3(url: str, timeout: float = PATIENT) -> object:
+    with urllib3.PoolManager(retries=False, timeout=timeout) as pool:
         return pool.request("GET", url)
 
 
-def with_urllib3_retries(url: str) -> object:
-    with urllib3.PoolManager(retries=urllib3.Retry(1, status_forcelist=[503]), timeout=0.3) as pool:
+def with_urllib3_retries(url: str, timeout: float = PATIENT) -> object:
+    with urllib3.PoolManager(retries=urllib3.Retry(1, status_forcelist=[503]), timeout=timeout) as pool:
         return pool.request("GET", url)
 
 
-def with_urllib(url: str) -> object:
+def with_urllib(url: str, timeout: float = PATIENT) -> object:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=0.3) as response:
+    with opener.open(url, timeout=timeout) as response:
         return response.read()
 
 
-def with_aiohttp(url: str) -> object:
+def with_aiohttp(url: str, timeout: float = PATIENT) -> object:
     async def get() -> bytes:
-        timeout = aiohttp.ClientTimeout(sock_connect=0.3, sock_read=0.3)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, raise_for_status=True) as response:
+        limits = aiohttp.ClientTimeout(sock_connect=timeout, sock_read=timeout)
+        async with aiohttp.ClientSession(timeout=limits) as session, session.get(url, raise_for_status=True) as response:
             return await response.read()
 
     return asyncio.run(get())
@@ -138,7 +141,7 @@ def test_classify__a_lost_connection_may_have_been_executed(
 @pytest.mark.parametrize("client", CLIENTS)
 def test_classify__a_silent_server_may_have_executed(client: Callable[[str], object], server: FlakyServer) -> None:
     """A time-out while reading says nothing about what the server did."""
-    error = raised(client, f"{server.url}/silence")
+    error = raised(client, f"{server.url}/silence", HASTY)
 
     assert judged(error) == (TIMEOUT, UNSURE)
 
@@ -146,7 +149,7 @@ def test_classify__a_silent_server_may_have_executed(client: Callable[[str], obj
 @pytest.mark.parametrize("client", [with_requests, with_httpx, with_httpx2, with_urllib3])
 def test_classify__a_timeout_while_connecting_was_never_sent(client: Callable[[str], object], deaf_port: int) -> None:
     """A time-out while connecting came before the request."""
-    error = raised(client, f"http://127.0.0.1:{deaf_port}/")
+    error = raised(client, f"http://127.0.0.1:{deaf_port}/", HASTY)
 
     assert judged(error) == (TIMEOUT, SAFE)
 
@@ -241,7 +244,7 @@ def test_classify__requests_retry_error_is_what_it_wraps(server: FlakyServer) ->
 
 def test_classify__raw_http_client(server: FlakyServer) -> None:
     """The standard library's own errors are known too."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENT)
     connection.request("GET", "/garbage")
 
     garbage = raised(connection.getresponse)
@@ -259,21 +262,21 @@ def test_classify__a_certificate_nobody_signed(server: FlakyServer) -> None:
 # openai and anthropic
 
 
-def openai_client(url: str) -> Any:
-    return openai.OpenAI(api_key="sk-test", base_url=url, max_retries=0, timeout=0.3)
+def openai_client(url: str, timeout: float) -> Any:
+    return openai.OpenAI(api_key="sk-test", base_url=url, max_retries=0, timeout=timeout)
 
 
-def anthropic_client(url: str) -> Any:
-    return anthropic.Anthropic(api_key="sk-test", base_url=url, max_retries=0, timeout=0.3)
+def anthropic_client(url: str, timeout: float) -> Any:
+    return anthropic.Anthropic(api_key="sk-test", base_url=url, max_retries=0, timeout=timeout)
 
 
-def ask_openai(url: str) -> object:
-    with openai_client(url) as client:
+def ask_openai(url: str, timeout: float = PATIENT) -> object:
+    with openai_client(url, timeout) as client:
         return client.get("", cast_to=object)
 
 
-def ask_anthropic(url: str) -> object:
-    with anthropic_client(url) as client:
+def ask_anthropic(url: str, timeout: float = PATIENT) -> object:
+    with anthropic_client(url, timeout) as client:
         return client.get("", cast_to=object)
 
 
@@ -306,7 +309,7 @@ def test_classify__model_apis_without_an_answer(
     ask: Callable[[str], object], behaviour: str, expected: object, server: FlakyServer
 ) -> None:
     """No answer from a model's server leaves open what it did."""
-    error = raised(ask, f"{server.url}/{behaviour}")
+    error = raised(ask, f"{server.url}/{behaviour}", HASTY if behaviour == "silence" else PATIENT)
 
     assert judged(error) == expected
 
@@ -378,8 +381,8 @@ def test_classify__openai_error_in_the_middle_of_a_stream() -> None:
 # botocore
 
 
-def ask_aws(url: str) -> object:
-    config = botocore.config.Config(connect_timeout=0.3, read_timeout=0.3, retries={"max_attempts": 0}, proxies={})
+def ask_aws(url: str, timeout: float = PATIENT) -> object:
+    config = botocore.config.Config(connect_timeout=timeout, read_timeout=timeout, retries={"max_attempts": 0}, proxies={})
     client = botocore.session.Session().create_client(
         "sqs", "eu-west-1", endpoint_url=url, aws_access_key_id="a", aws_secret_access_key="b", config=config
     )
@@ -420,7 +423,7 @@ def test_classify__aws_by_code_before_status(code: str, status: int, expected: o
 )
 def test_classify__aws_without_an_answer(behaviour: str, expected: object, server: FlakyServer) -> None:
     """Lost answers of AWS leave open what was done."""
-    error = raised(ask_aws, f"{server.url}/{behaviour}")
+    error = raised(ask_aws, f"{server.url}/{behaviour}", HASTY if behaviour == "silence" else PATIENT)
 
     assert judged(error) == expected
 
@@ -475,7 +478,7 @@ def grpc_server() -> Iterator[str]:
 
 def ask_grpc(address: str, name: str, details: str = "no", pushback: str = "") -> object:
     with grpc.insecure_channel(address) as channel:
-        return channel.unary_unary("/test.Service/Fail")(f"{name}|{details}|{pushback}".encode(), timeout=5)
+        return channel.unary_unary("/test.Service/Fail")(f"{name}|{details}|{pushback}".encode(), timeout=PATIENT)
 
 
 @pytest.mark.parametrize("status", GRPC, ids=lambda status: status.name)
@@ -527,7 +530,7 @@ def test_classify__grpc_without_a_server() -> None:
 def test_classify__redis_connections(server: FlakyServer) -> None:
     """A refused connection was never sent; one that breaks while reading may have been executed."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        silent = raised(ping_redis, mute.getsockname()[1])
+        silent = raised(ping_redis, mute.getsockname()[1], HASTY)
         hanging_up = threading.Thread(target=lambda: [mute.accept()[0].close() for _ in range(2)])
         hanging_up.start()
         lost = raised(ping_redis, mute.getsockname()[1])
@@ -549,8 +552,8 @@ def test_classify__redis_does_not_blame_what_was_being_handled() -> None:
     assert judged(error) == (CONNECTION, UNSURE)
 
 
-def ping_redis(port: int) -> object:
-    with redis.Redis(port=port, socket_timeout=0.3, retry=None, protocol=2) as client:
+def ping_redis(port: int, timeout: float = PATIENT) -> object:
+    with redis.Redis(port=port, socket_timeout=timeout, retry=None, protocol=2) as client:
         return client.ping()
 
 
