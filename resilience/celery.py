@@ -18,13 +18,18 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from celery import shared_task
-from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
-from celery.utils import uuid
 from django.db import router, transaction
 from django.utils import timezone
-from kombu.utils import json
+
+from resilience.lazy import extra_needed
+
+# Before our own modules that import it, so that the error names what was asked for.
+with extra_needed(__name__):
+    from celery import shared_task
+    from celery.contrib.django.task import DjangoTask
+    from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+    from celery.utils import uuid
+    from kombu.utils import json
 
 from resilience import clock, conf
 from resilience.celery_messages import RUN, as_json, delay_of, kept_options, seconds_until, send_first

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from celery import shared_task
 from django.db import router
 
+from resilience.lazy import extra_needed
 from resilience.runs.models import Run
 from resilience.runs.sweeps import sweep
+
+with extra_needed(__name__):
+    from celery import shared_task
 
 __all__ = ["sweep_runs"]
 

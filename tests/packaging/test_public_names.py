@@ -82,6 +82,8 @@ def test_unknown_name__is_an_attribute_error() -> None:
             "from resilience import resumable_task",
             "resilience.resumable_task needs celery. Install django-resilience[celery].",
         ),
+        ("celery", "import resilience.celery", "resilience.celery needs celery. Install django-resilience[celery]."),
+        ("celery", "import resilience.tasks", "resilience.tasks needs celery. Install django-resilience[celery]."),
         (
             "prometheus_client",
             "import resilience.observability.prometheus",
@@ -96,9 +98,7 @@ def test_unknown_name__is_an_attribute_error() -> None:
 )
 def test_missing_library__says_what_to_install(library: str, statement: str, message: str) -> None:
     """The error names what was asked for and the package that brings it, where only the base is installed."""
-    program = (
-        f"import sys; sys.modules[{library!r}] = None\ntry:\n    {statement}\nexcept ImportError as error:\n    print(error)\n"
-    )
+    program = f"import sys; sys.modules[{library!r}] = None\nimport django; django.setup()\ntry:\n    {statement}\nexcept ImportError as error:\n    print(error)\n"
     settings = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
 
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=settings)

@@ -8,30 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import requests
 
+from tests.project.processes_of_demo import processes_of
 from tests.servers import free_port, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """A newcomer's environment: nothing is configured, and nothing of this test session leaks in."""
+    """A newcomer's environment: nothing is configured but a proxy, and nothing of this test session leaks in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "PYTEST", "TEST_", "RESILIENCE"))}
-    return {**kept, "DEMO_VAR": str(folder)}
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Return every process whose environment names this demo's folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"DEMO_VAR={folder}\0".encode() in variables + b"\0":
-            found.append(int(entry.name))
-    return found
+    return {**kept, "DEMO_VAR": str(folder), "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
 
 
 def test_demo__keeps_every_promise_without_any_setting(tmp_path: Path) -> None:
@@ -53,8 +42,11 @@ def test_demo__keeps_every_promise_without_any_setting(tmp_path: Path) -> None:
     assert processes_of(tmp_path / "var") == []
 
 
-def test_demo__leaves_nothing_behind_on_ctrl_c(tmp_path: Path) -> None:
-    """Interrupted while its children work, the demo ends them all before it ends."""
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "background"])
+def test_demo__leaves_nothing_behind_on_ctrl_c(ignored: bool, tmp_path: Path) -> None:
+    """Interrupted while its children work, the demo ends them all before it ends; also as a script's background job."""
+    # Shells without job control start background jobs with SIGINT ignored, and so may this test have been started.
+    disposition = signal.SIG_IGN if ignored else signal.SIG_DFL
     folder = tmp_path / "var"
     with (tmp_path / "output").open("wb") as output:
         demo = subprocess.Popen(
@@ -64,6 +56,7 @@ def test_demo__leaves_nothing_behind_on_ctrl_c(tmp_path: Path) -> None:
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, disposition),  # noqa: PLW1509  # touches nothing that threads share
         )
     try:
         wait_until(lambda: len(processes_of(folder)) >= 3 or demo.poll() is not None, 120, "no child was started")
@@ -73,7 +66,9 @@ def test_demo__leaves_nothing_behind_on_ctrl_c(tmp_path: Path) -> None:
         demo.kill()
         demo.wait(10)
 
-    assert code == 130, (tmp_path / "output").read_text()
+    said = (tmp_path / "output").read_text()
+    assert code == 130, said
+    assert "Traceback" not in said, said
     wait_until(lambda: processes_of(folder) == [], 10, lambda: f"still there: {processes_of(folder)}")
 
 
@@ -95,9 +90,11 @@ def test_demo_serve__shows_the_pages_to_the_user_it_made(tmp_path: Path) -> None
         return response.text if response.ok else ""
 
     try:
-        wait_until(lambda: "django-resilience demo" in page("/"), 90, (tmp_path / "output").read_text)
-        password = re.search(r"password (\S+) \(shown only now\)", (tmp_path / "output").read_text())
-        assert password
+        said = (tmp_path / "output").read_text
+        wait_until(lambda: "Ctrl-C" in said(), 90, said)
+        assert "django-resilience demo" in page("/")
+        password = re.search(r"password (\S+) \(shown only now\)", said())
+        assert password, said()
         page("/admin/login/")
         login = {"username": "admin", "password": password[1], "csrfmiddlewaretoken": session.cookies["csrftoken"]}
         session.post(f"{url}/admin/login/", data=login, timeout=10)

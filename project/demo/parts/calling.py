@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from threading import Thread
 from typing import Any
 
 import requests
@@ -69,7 +68,7 @@ def compare_calls(report: Report, family: Family, pace: float = 1.0) -> None:
     )
     url = f"http://127.0.0.1:{(port := free_port())}"
     service = family.start_part("serve", port)
-    _wait_for(url)
+    _wait_for(url, family)
 
     bare = _traffic(report, family, url, "bare", pace)
     guarded = _traffic(report, family, url, "policy", pace)
@@ -108,22 +107,23 @@ def _traffic(report: Report, family: Family, url: str, mode: str, pace: float) -
     def listen(line: dict[str, Any]) -> None:
         tally.note(line, mood)
 
-    listener = Thread(target=family.gather, args=(children, listen), daemon=True)
-    listener.start()
+    listeners = family.listen(children, listen)
     with report.progress() as progress:
         bar = progress.add_task(f"{mode:>6}", total=len(_MOODS), note="the callers are starting")
-        while len(tally.last_state) < _CALLERS and listener.is_alive():
-            time.sleep(0.05)
+        while len(tally.last_state) < _CALLERS:
+            family.blame(children)
+            family.rest(0.05)
         tally.answers.clear()
         before = Counter(_set_mood(url, _MOODS[0][0]))
         for mood, length in _MOODS:
             _set_mood(url, mood)
             progress.update(bar, note=f"the service is {mood}")
-            time.sleep(length * pace)
+            family.rest(length * pace)
             progress.advance(bar)
         for child in children:
             family.stop(child)
-        listener.join()
+        for listener in listeners:
+            listener.join()
         tally.requests = dict(Counter(_set_mood(url, "healthy")) - before)
         progress.update(bar, note="")
     return tally
@@ -131,7 +131,7 @@ def _traffic(report: Report, family: Family, url: str, mode: str, pace: float) -
 
 def _set_mood(url: str, mood: str) -> dict[str, int]:
     """Change the service's mood; return how many requests it got in each mood so far."""
-    counts: dict[str, int] = requests.post(f"{url}/mood/{mood}", timeout=5).json()
+    counts: dict[str, int] = labelling.session.post(f"{url}/mood/{mood}", timeout=5).json()
     return counts
 
 
@@ -153,16 +153,16 @@ def _show(report: Report, bare: _Tally, guarded: _Tally) -> None:
     report.console.print(table)
 
 
-def _wait_for(url: str, limit: float = 20.0) -> None:
+def _wait_for(url: str, family: Family, limit: float = 60.0) -> None:
     """Wait until the service answers."""
     deadline = time.monotonic() + limit
     while True:
         try:
-            requests.post(f"{url}/mood/healthy", timeout=1)
+            labelling.session.post(f"{url}/mood/healthy", timeout=1)
         except requests.RequestException:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)
+            family.rest(0.05)
         else:
             return
 

@@ -32,16 +32,16 @@ def train_through_kills(report: Report, family: Family) -> None:
     with report.progress() as progress:
         worker = family.start_worker()
         tasks.train_digits.delay("in-peace", epochs=_EPOCHS)
-        _watch(progress, progress.add_task("in peace", total=_EPOCHS, note=""), "in-peace", _EPOCHS)
+        _watch(progress, progress.add_task("in peace", total=_EPOCHS, note=""), "in-peace", _EPOCHS, family)
 
         tasks.train_digits.delay("killed", epochs=_EPOCHS, pace=_PACE)
         bar = progress.add_task("  killed", total=_EPOCHS, note="")
         for step in _KILLS:
-            _watch(progress, bar, "killed", step)
+            _watch(progress, bar, "killed", step, family)
             family.kill(worker)
             progress.update(bar, note="SIGKILL; a new worker starts")
             worker = family.start_worker()
-        _watch(progress, bar, "killed", _EPOCHS)
+        _watch(progress, bar, "killed", _EPOCHS, family)
         family.stop(worker)
 
     run = Run.objects.get(key="digits:killed")
@@ -60,7 +60,7 @@ def train_through_kills(report: Report, family: Family) -> None:
     report.promise(f"test accuracy is {killed.accuracy:.3f}", killed.accuracy >= _GOOD_ENOUGH)
 
 
-def _watch(progress: Progress, bar: TaskID, name: str, step: int) -> None:
+def _watch(progress: Progress, bar: TaskID, name: str, step: int, family: Family) -> None:
     """Follow a run until it has done `step` steps, or all of its work; sweep as Celery beat would.
 
     Raises:
@@ -75,5 +75,5 @@ def _watch(progress: Progress, bar: TaskID, name: str, step: int) -> None:
             if run.status == "finished" or (step < _EPOCHS and done >= step):
                 return
         call_command("resilience_sweep", verbosity=0, stdout=io.StringIO())
-        time.sleep(0.1)
+        family.rest(0.1)
     raise TimeoutError(f"The run {name!r} did not reach step {step} within {_LIMIT:.0f} s.")

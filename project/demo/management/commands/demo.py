@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from argparse import ArgumentParser
 from contextlib import suppress
@@ -37,11 +36,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run all parts, end all processes, print the closing table."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         started, report = time.monotonic(), Report()
-        _start_afresh()
         try:
             with Family(settings.VAR_DIR / "demo.log") as family:
+                _start_afresh()
+                family.heed()
                 load_digits_with_damage(report)
                 spend_together(report, family)
                 compare_calls(report, family, pace=0.5 if options["quick"] else 1.0)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import signal
+import socket
 import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from typing import Any
 
 import requests
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
-from project.demo import digits, tasks
+from project.demo import digits, labelling, tasks
 from project.demo.models import Digit, Source
 from project.demo.processes import Family, free_port
 from resilience import Run, safe_bulk_insert
@@ -37,15 +38,14 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, port: int, seconds: float | None, **options: Any) -> None:
         """Start everything, print where to look, wait."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        call_command("migrate", verbosity=0)
-        _load_digits()
-        self.stdout.write(f"The dashboard: http://127.0.0.1:{port}/admin/")
-        self.stdout.write(_account())
-        self.stdout.write("Ctrl-C ends the server and everything it started.")
         try:
             with Family(settings.VAR_DIR / "demo.log") as family:
+                call_command("migrate", verbosity=0)
+                _load_digits()
                 _start(family, port)
+                self.stdout.write(f"The dashboard: http://127.0.0.1:{port}/admin/")
+                self.stdout.write(_account())
+                self.stdout.write("Ctrl-C ends the server and everything it started.")
                 _keep_busy(seconds, family)
         except KeyboardInterrupt:
             self.stdout.write("\nEverything has been ended.")
@@ -68,8 +68,22 @@ def _load_digits() -> None:
 
 
 def _start(family: Family, port: int) -> None:
-    """Start server, worker, scheduler, the flaky service's callers."""
-    family.start_quietly("manage.py", "runserver", "--noreload", "--insecure", f"127.0.0.1:{port}")
+    """Start server, worker and scheduler; return when the server answers.
+
+    Raises:
+        CommandError: The port is taken, or the server ended by itself.
+    """
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise CommandError(f"Port {port} is taken. Choose another: python manage.py demo_serve --port {port + 1}")
+    server = family.start_quietly("manage.py", "runserver", "--noreload", "--insecure", f"127.0.0.1:{port}")
+    while True:
+        with suppress(requests.RequestException):
+            labelling.session.get(f"http://127.0.0.1:{port}/", timeout=5)
+            break
+        if server.poll() is not None:
+            raise CommandError(f"The server ended by itself. Read {settings.VAR_DIR / 'demo.log'}.")
+        family.rest(0.1)
     family.start_worker("--beat", "--schedule", str(settings.VAR_DIR / "beat-schedule"))
 
 
@@ -81,17 +95,17 @@ def _keep_busy(seconds: float | None, family: Family) -> None:
     for _ in range(_CALLERS):
         family.start_quietly("manage.py", "demo_part", "call", url, "policy")
     family.start_quietly("manage.py", "demo_part", "providers")
-    _show_other_ends()
+    _show_other_ends(family)
     for number, (mood, length) in enumerate(itertools.cycle(_MOODS)):
         if number % len(_MOODS) == 0:
             tasks.train_digits.delay(f"live-{time.time():.0f}", epochs=200, pace=0.5)
-        _change_mood(url, mood)
-        time.sleep(max(0.0, min(length, until - time.monotonic())))
+        _change_mood(url, mood, family)
+        family.rest(max(0.0, min(length, until - time.monotonic())))
         if time.monotonic() >= until:
             return
 
 
-def _show_other_ends() -> None:
+def _show_other_ends(family: Family) -> None:
     """Start a check that fails, and put a training on hold once it has begun: the pages show such runs too."""
     if Run.objects.filter(key="digits:on-hold").exists():
         return
@@ -102,15 +116,15 @@ def _show_other_ends() -> None:
         if held is not None:
             held.pause(actor="demo", reason="another training needs the machine")
             return
-        time.sleep(0.1)
+        family.rest(0.1)
 
 
-def _change_mood(url: str, mood: str) -> None:
+def _change_mood(url: str, mood: str, family: Family) -> None:
     """Tell the service its mood; it may still be starting."""
     for _ in range(100):
         try:
-            requests.post(f"{url}/mood/{mood}", timeout=1)
+            labelling.session.post(f"{url}/mood/{mood}", timeout=1)
         except requests.ConnectionError:
-            time.sleep(0.1)
+            family.rest(0.1)
         else:
             return
