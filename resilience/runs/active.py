@@ -144,6 +144,7 @@ class ActiveRun:
 
         Raises:
             RunInterrupted: Another worker holds the run; the effect was rolled back.
+            ValueError: Its value is longer than 1 MiB as JSON; the effect was rolled back.
         """
         return effects.once(self._lease, key, func)
 

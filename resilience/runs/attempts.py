@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +22,8 @@ from resilience.runs.options import RunConfig
 from resilience.runs.stored_values import as_json
 
 __all__ = ["Attempt", "Outcome"]
+
+logger = logging.getLogger("resilience.runs")
 
 #: Why a body left whose run went where people wanted it.
 _ASKED: dict[str, str] = {RunStatus.PAUSED: "paused", RunStatus.CANCELLED: "cancelled"}
@@ -133,8 +136,12 @@ class Attempt:
         return bool(actual)
 
     def _finished(self) -> None:
-        done = self._release(RunStatus.FINISHED, "finished", result=as_json(self.result), stalled_attempts=0)
-        if done:
+        try:
+            result = as_json(self.result)
+        except ValueError as error:
+            logger.warning("result not kept", extra={"key": self.run.key, "error": describe_exception(error)})
+            result = None
+        if self._release(RunStatus.FINISHED, "finished", result=result, stalled_attempts=0):
             elapsed, steps = clock.monotonic() - self._began, 0 if self.run.step is None else self.run.step + 1
             signals.emit(signals.run_finished, Run, key=self.run.key, task=self.run.task, elapsed=elapsed, steps=steps)
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.core.files.storage import InvalidStorageError, Storage, storages
 
 from resilience import clock, conf, signals
@@ -45,6 +46,8 @@ DIRECTORY = "resilience/runs"
 INLINE_LIMIT = 65_536
 
 _READS = 3
+#: How often the rows are listed anew because retention deleted one while it was read.
+_LISTINGS = 10
 _FIRST_PAUSE = 0.2
 
 
@@ -189,22 +192,39 @@ def load_latest(
     Raises:
         CheckpointError: All checkpoints are damaged, or one could not be read for another reason than damage.
     """
-    # Where the run is, and not where a router sends reads: a replica may not have the newest yet.
-    rows = list(run.checkpoints.using(run._state.db).defer("data").order_by("-sequence"))
+    for _ in range(_LISTINGS):
+        # Where the run is, and not where a router sends reads: a replica may not have the newest yet.
+        rows = list(run.checkpoints.using(run._state.db).defer("data").order_by("-sequence"))
+        if not rows:
+            return None, None
+        with suppress(_Replaced):
+            return _newest_sound(run, rows, schema, migrate)
+    raise CheckpointError(
+        f"The checkpoints of run {run.key!r} were replaced faster than they could be read. Save less often, or keep more.",
+        "storage",
+    )
+
+
+class _Replaced(Exception):  # noqa: N818  # no error: whoever holds the run saved a newer checkpoint
+    """Retention deleted a checkpoint while it was read."""
+
+
+def _newest_sound(
+    run: Run, rows: list[Checkpoint], schema: int | None, migrate: Callable[[Any, int], Any] | None
+) -> tuple[Checkpoint, Any]:
     for checkpoint in (row for row in rows if row.status == "good"):
         try:
             return checkpoint, load(checkpoint, schema=schema, migrate=migrate)
         except CheckpointError as error:
             if error.reason != "damaged":
                 raise
-            _quarantine(run, checkpoint, error)
+            if not _quarantine(run, checkpoint, error):
+                raise _Replaced from None
     for checkpoint in rows:
         with suppress(CheckpointError):
             state = load(checkpoint, schema=schema, migrate=migrate)
             _set_status(checkpoint, "good", "")
             return checkpoint, state
-    if not rows:
-        return None, None
     raise CheckpointError(
         f"All {len(rows)} checkpoints of run {run.key!r} are damaged, and it is not restarted silently. "
         "Restore the storage, or delete the run to start again.",
@@ -213,7 +233,10 @@ def load_latest(
 
 
 def _read_row(checkpoint: Checkpoint) -> Any:
-    data = bytes(checkpoint.data or b"")
+    try:
+        data = bytes(checkpoint.data or b"")
+    except ObjectDoesNotExist as error:
+        raise CheckpointError("The checkpoint's row is gone. Use the checkpoint before it.", "damaged") from error
     if len(data) != checkpoint.size or hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         raise CheckpointError("The checkpoint's row has other bytes than were written. Use the checkpoint before it.", "damaged")
     return formats.read(checkpoint.format, BytesIO(data), checkpoint.size)
@@ -232,13 +255,14 @@ def _read_file(checkpoint: Checkpoint) -> Any:
     raise AssertionError("unreachable")
 
 
-def _quarantine(run: Run, checkpoint: Checkpoint, error: CheckpointError) -> None:
-    """Mark a damaged checkpoint, unless retention deleted it while it was read; its file is kept for a look."""
+def _quarantine(run: Run, checkpoint: Checkpoint, error: CheckpointError) -> bool:
+    """Mark a damaged checkpoint; its file is kept for a look. False when retention deleted it while it was read."""
     reason = str(error).partition(". ")[0]
-    if _set_status(checkpoint, "quarantined", reason):
-        signals.emit(
-            signals.checkpoint_damaged, type(checkpoint), key=run.key, task=run.task, step=checkpoint.step, reason=reason
-        )
+    if not _set_status(checkpoint, "quarantined", reason):
+        return False
+    sent = {"key": run.key, "task": run.task, "step": checkpoint.step, "reason": reason}
+    signals.emit(signals.checkpoint_damaged, type(checkpoint), **sent)
+    return True
 
 
 def _set_status(checkpoint: Checkpoint, status: str, reason: str) -> bool:

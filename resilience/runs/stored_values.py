@@ -11,13 +11,19 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from resilience.exceptions import CheckpointError
 
-__all__ = ["as_json", "as_metrics", "is_storable"]
+__all__ = ["LONGEST", "as_json", "as_metrics", "is_storable"]
+
+#: Most bytes of JSON that a row keeps of a result: much less than any database takes in one statement.
+LONGEST = 1_048_576
 
 
 def as_json(value: object) -> object:
     """Return what JSON keeps of `value`, as every database holds it; None if it keeps nothing.
 
     That need not be equal: tuples become lists, dates and decimals become texts.
+
+    Raises:
+        ValueError: It is longer than `LONGEST`.
 
     Example:
         >>> as_json((1, "a")), as_json(object())
@@ -28,7 +34,13 @@ def as_json(value: object) -> object:
         kept = json.loads(text)
     except (TypeError, ValueError, RecursionError):
         return None
-    return kept if is_storable(text) and "\\u0000" not in text else None
+    if not is_storable(text) or "\\u0000" in text:
+        return None
+    if (size := len(text.encode())) > LONGEST:
+        raise ValueError(
+            f"result must be at most {LONGEST} bytes as JSON, not {size}. Return an id, and store the data elsewhere."
+        )
+    return kept
 
 
 def as_metrics(metrics: Mapping[Any, Any]) -> dict[str, Any]:

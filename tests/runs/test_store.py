@@ -591,6 +591,49 @@ def test_load_latest__one_that_retention_just_deleted_is_not_told_as_damage(
     assert damaged == []
 
 
+@pytest.mark.parametrize("state", [weights, lambda step: {"step": step}], ids=["file", "row"])
+def test_load_latest__reads_the_newest_when_others_were_replaced_meanwhile(
+    directory: Path, run: Run, damaged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, state: Any
+) -> None:
+    """Whoever looks at a run that saves and prunes at this moment gets its newest state, and no error about damage."""
+    commit(run, state(1), 1)
+    verify, replaced = store.load, [2, 3]
+
+    def replace_meanwhile(checkpoint: Checkpoint, **options: Any) -> Any:
+        if replaced:
+            commit(run, state(replaced[0]), replaced.pop(0))
+            run.checkpoints.filter(pk=checkpoint.pk).delete()
+            if checkpoint.name:
+                (directory / checkpoint.name).unlink()
+        return verify(checkpoint, **options)
+
+    monkeypatch.setattr(store, "load", replace_meanwhile)
+
+    _, found = store.load_latest(run)
+
+    assert found["step"] == 3
+    assert damaged == []
+
+
+def test_load_latest__gives_up_when_checkpoints_are_replaced_for_ever(
+    run: Run, damaged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that never gets one to its end is told so, and nothing is taken for damaged."""
+    commit(run, {"step": 1}, 1)
+    monkeypatch.setattr(store, "_set_status", lambda *args: False)
+    monkeypatch.setattr(store, "load", lambda *args, **options: refuse())
+
+    with pytest.raises(CheckpointError, match="replaced faster than they could be read") as caught:
+        store.load_latest(run)
+
+    assert caught.value.reason == "storage"
+    assert damaged == []
+
+
+def refuse() -> None:
+    raise CheckpointError("gone", "damaged")
+
+
 # --- versions ------------------------------------------------------------------------------------------------
 
 
