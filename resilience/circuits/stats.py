@@ -14,6 +14,7 @@ from resilience import clock, conf
 from resilience.circuits import config as configs
 from resilience.circuits import keys, machine
 from resilience.circuits.circuit import Circuit
+from resilience.circuits.columns import Column, Past, Place, number, recall, remember
 from resilience.circuits.config import CircuitBreakerConfig
 from resilience.circuits.local import BUCKETS
 from resilience.circuits.records import CLOSED_STATES, OPEN_STATES, Counts, Record
@@ -28,6 +29,10 @@ _PORTABLE = frozenset(
     if definition.name not in {"exceptions", "ignore", "failure_if", "failure_on_result", "fallback", "cache"}
     and not definition.name.startswith("on_")
 )
+
+
+#: Failures, slow calls and successes of each part of a window, oldest first; empty when there was none.
+_Series = list[tuple[int, int, int]]
 
 
 class Detail(Enum):
@@ -104,14 +109,13 @@ class _Question:
 
     subject: Subject
     record: Record
-    failures: list[str]
-    successes: list[str]
+    columns: Mapping[str, Column]
     totals: list[str]
     history: list[str]
 
     @property
     def keys(self) -> list[str]:
-        return [*self.failures, *self.successes, *self.totals, *self.history]
+        return [*(key for column in self.columns.values() for key in column.keys), *self.totals, *self.history]
 
 
 def restore_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +141,16 @@ def collect(store: CircuitStore, subjects: Iterable[Subject], detail: Detail = D
         records = {subject.name: Record.load(heads.get(keys.head_key(subject.name))) for subject in subjects}
     except StoreUnavailableError:
         pass
-    questions = [_question(subject, _latest(subject, records), wall, detail) for subject in subjects]
+    past = recall(store) if detail is Detail.STANDING else {}
+    questions = [_question(subject, _latest(subject, records), wall, detail, past) for subject in subjects]
     if records:
         try:
             found = store.read(key for question in questions for key in question.keys)
         except StoreUnavailableError:
-            questions = [_question(subject, _latest(subject, {}), wall, detail) for subject in subjects]
+            questions = [_question(subject, _latest(subject, {}), wall, detail, {}) for subject in subjects]
+        else:
+            if detail is Detail.STANDING:
+                remember(store, (column for question in questions for column in question.columns.values()), found)
     store.tell_news()
     return {question.subject.name: _describe(question, found, wall, store) for question in questions}
 
@@ -155,22 +163,20 @@ def _latest(subject: Subject, records: Mapping[str, Record | None]) -> Record:
     return max(candidates, key=lambda record: record.generation, default=machine.birth(0.0))
 
 
-def _question(subject: Subject, record: Record, wall: float, detail: Detail) -> _Question:
+def _question(subject: Subject, record: Record, wall: float, detail: Detail, past: Past) -> _Question:
     name, generation, is_closed = subject.name, record.generation, record.state in CLOSED_STATES
-    failures: list[str] = []
-    successes: list[str] = []
+    kinds: list[str] = []
     history: list[str] = []
     if is_closed:
-        last = int(wall * BUCKETS / subject.window)
-        numbers = range(last - BUCKETS + 1, last + 1)
-        failures = keys.count_keys(name, generation, "f", subject.window, numbers)
-        if subject.is_timed or detail is not Detail.STANDING:
-            successes = keys.count_keys(name, generation, "s", subject.window, numbers)
+        kinds = ["f", "s"] if subject.is_timed or detail is not Detail.STANDING else ["f"]
+    columns = {kind: Column.of(Place(name, generation, kind, subject.window), wall, past) for kind in kinds}
     # A closed circuit refuses nothing and probes nothing.
     totals = [] if is_closed and detail is Detail.STANDING else [keys.total_key(name, generation, kind) for kind in ("r", "ok")]
     if detail is Detail.HISTORY:
-        history = [keys.errors_key(name), *(keys.record_key(name, generation - back) for back in range(keys.RING))]
-    return _Question(subject, record, failures, successes, totals, history)
+        # Nothing came before the first record of a circuit.
+        rounds = 0 if record.born else keys.RING
+        history = [keys.errors_key(name), *(keys.record_key(name, generation - back) for back in range(rounds))]
+    return _Question(subject, record, columns, totals, history)
 
 
 def _describe(question: _Question, found: Mapping[str, Any], wall: float, store: CircuitStore) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def _describe(question: _Question, found: Mapping[str, Any], wall: float, store:
         "state": str(state),
         "failure_count": counts.failures,
         "success_count": counts.successes,
-        "rejected_count": _number(found, keys.total_key(subject.name, record.generation, "r")) + _unsent(subject, record),
+        "rejected_count": number(found, keys.total_key(subject.name, record.generation, "r")) + _unsent(subject, record),
         "slow_count": counts.slow,
         "failure_rate": counts.failure_rate(minimum),
         "slow_rate": counts.slow_rate(minimum),
@@ -199,7 +205,7 @@ def _describe(question: _Question, found: Mapping[str, Any], wall: float, store:
         "last_error": record.trigger,
         "recent_failures": _errors(subject, found),
         "transitions": _transitions(subject, history),
-        "series": [(failures, successes) for failures, _, successes in series],
+        "series": [(failures, successes) for failures, _, successes in series] or [(0, 0)] * BUCKETS,
         "config": dict(subject.config),
         "declared_in": subject.declared_in,
         "scope": subject.config["scope"],
@@ -207,11 +213,6 @@ def _describe(question: _Question, found: Mapping[str, Any], wall: float, store:
         "cache_available": not store.is_down,
         "last_seen": subject.last_seen,
     }
-
-
-def _number(found: Mapping[str, Any], key: str) -> int:
-    value = found.get(key, 0)
-    return value if isinstance(value, int) else 0
 
 
 def _own_view(subject: Subject, record: Record) -> Any:
@@ -225,21 +226,21 @@ def _unsent(subject: Subject, record: Record) -> int:
     return view.unsent_refusals if view is not None else 0
 
 
-def _series(question: _Question, found: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """Return failures, slow calls and successes of each part of the window, oldest first."""
-    if found.keys().isdisjoint(question.failures) and found.keys().isdisjoint(question.successes):
-        return [(0, 0, 0)] * BUCKETS
-    failures = [keys.unpack(_number(found, key)) for key in question.failures] or [(0, 0)] * BUCKETS
-    successes = [_number(found, key) for key in question.successes] or [0] * BUCKETS
-    return [(failed, slow, succeeded) for (failed, slow), succeeded in zip(failures, successes, strict=True)]
+def _series(question: _Question, found: Mapping[str, Any]) -> _Series:
+    counts = {kind: column.read(found) for kind, column in question.columns.items()}
+    if not any(map(any, counts.values())):
+        return []
+    nothing = [0] * BUCKETS
+    pairs = zip(counts.get("f", nothing), counts.get("s", nothing), strict=True)
+    return [(*keys.unpack(failed), succeeded) for failed, succeeded in pairs]
 
 
-def _counts(question: _Question, found: Mapping[str, Any], series: list[tuple[int, int, int]]) -> Counts:
+def _counts(question: _Question, found: Mapping[str, Any], series: _Series) -> Counts:
     subject, record = question.subject, question.record
     if record.state not in CLOSED_STATES:
-        probes = _number(found, keys.total_key(subject.name, record.generation, "ok"))
+        probes = number(found, keys.total_key(subject.name, record.generation, "ok"))
         return Counts(failures=record.failures, successes=record.successes + probes, slow=record.slow)
-    failures, slow, successes = (sum(column) for column in zip(*series, strict=True))
+    failures, slow, successes = (sum(column) for column in zip(*series, strict=True)) if series else (0, 0, 0)
     view = _own_view(subject, record)
     if view is None:
         return Counts(failures=failures, successes=successes, slow=slow)

@@ -14,10 +14,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from resilience import CircuitBreaker, CircuitOpenError
+from resilience import CircuitBreaker, CircuitOpenError, clock
 from resilience.circuits.registry import Survey, forget_circuits
 from resilience.circuits.stats import Detail
 from resilience.runs.models import Run
+from resilience.testing import FakeClock
+from resilience.testing import fake_clock as make_fake_clock
 
 LIST, RUNS = "/admin/resilience/circuit/", "/admin/resilience/run/"
 _OPERATIONS = ("get", "get_many", "set", "set_many", "add", "incr", "delete")
@@ -152,6 +154,106 @@ def test_standing__agrees_with_the_whole(roomy_cache: None) -> None:
         moved = {key for key in compared if brief[name][key] != stats[key]}
         # A rate that decides nothing is not read for the order.
         assert moved <= (set() if name == "rated" else {"failure_rate"})
+
+
+def _keys_asked(survey: Survey) -> int:
+    """How many keys a survey asks for to put circuits in order."""
+    original = type(caches["default"]).get_many
+    with mock.patch.object(type(caches["default"]), "get_many", autospec=True, side_effect=original) as asked:
+        survey.tell(detail=Detail.STANDING)
+    return sum(len(list(call.args[1])) for call in asked.call_args_list)
+
+
+def _fail(breaker: CircuitBreaker) -> None:
+    with suppress(ConnectionError), breaker:
+        raise ConnectionError
+
+
+def test_standing__reads_once_what_is_over(roomy_cache: None, fake_clock: FakeClock) -> None:
+    """Of a window's twenty parts the next survey asks for those alone that may have changed."""
+    kept = [CircuitBreaker(f"quiet-{number}", sync_interval=0) for number in range(10)]
+    for breaker in kept:
+        _fail(breaker)
+    survey = Survey()
+    first = _keys_asked(survey)
+    fake_clock.advance(6)
+
+    second = _keys_asked(survey)
+
+    assert first == 10 * (1 + 20)
+    # The record, two parts since then, the present one, the one before, and those that may still settle.
+    assert second == 10 * (1 + 5)
+
+
+def test_standing__follows_the_window(roomy_cache: None, fake_clock: FakeClock) -> None:
+    """Whenever one looks, what is remembered and what is read add up to what reading everything gives."""
+    busy = CircuitBreaker("busy", sync_interval=0, failure_threshold=99)
+    rated = CircuitBreaker("rated", sync_interval=0, failure_rate_threshold=1.0, minimum_calls=1, failure_window=7)
+    pauses = (0.2, 1, 2.9, 3.1, 7, 14, 0, 29, 0.5, 45, 61, 1, 130, 3)
+    seen = []
+
+    for pause in pauses:
+        fake_clock.advance(pause)
+        _fail(busy)
+        rated.call(lambda: 1)
+        _fail(rated)
+        survey = Survey()
+        brief, whole = survey.tell(detail=Detail.STANDING), survey.tell()
+        seen.append(whole["busy"]["failure_count"])
+        for name in ("busy", "rated"):
+            assert brief[name]["failure_count"] == whole[name]["failure_count"]
+        assert brief["rated"]["success_count"] == whole["rated"]["success_count"]
+
+    assert max(seen) > seen[-1] > 0
+
+
+def test_standing__reads_again_what_has_not_settled(roomy_cache: None, fake_clock: FakeClock) -> None:
+    """A host whose clock is four seconds behind adds to a part that is over, and is heard."""
+    breaker = CircuitBreaker("late", sync_interval=0)
+    breaker.call(lambda: 1)
+    fake_clock.advance(30)
+    survey = Survey()
+    survey.tell(detail=Detail.STANDING)
+    with mock.patch.object(clock, "time", return_value=fake_clock.time() - 4):
+        _fail(breaker)
+    forget_circuits()
+
+    stats = Survey().tell(detail=Detail.STANDING)
+
+    assert stats["late"]["failure_count"] == 1
+
+
+def test_standing__survives_a_clock_set_back(roomy_cache: None, fake_clock: FakeClock) -> None:
+    """A wall clock that was corrected by half a window finds the failures of its new window."""
+    breaker = CircuitBreaker("corrected", sync_interval=0)
+    breaker.call(lambda: 1)
+    _fail(breaker)
+    fake_clock.advance(62)
+    forget_circuits()
+    before = Survey().tell(detail=Detail.STANDING)["corrected"]["failure_count"]
+    fake_clock._start -= 30
+
+    after = Survey().tell(detail=Detail.STANDING)["corrected"]["failure_count"]
+
+    assert (before, after) == (0, 1)
+
+
+def test_standing__starts_anew_with_another_clock(roomy_cache: None) -> None:
+    """What was seen under one fake clock says nothing under the next one, which begins at the same moment."""
+    counts = []
+    for failures in (2, 0):
+        caches["default"].clear()
+        forget_circuits()
+        with make_fake_clock() as clock_of_test:
+            breaker = CircuitBreaker("again", sync_interval=0)
+            breaker.call(lambda: 1)
+            for _ in range(failures):
+                _fail(breaker)
+            clock_of_test.advance(30)
+            forget_circuits()
+            counts.append(Survey().tell(detail=Detail.STANDING)["again"]["failure_count"])
+
+    assert counts == [2, 0]
 
 
 def _runs(count: int) -> None:
