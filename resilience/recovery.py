@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from resilience.calls.classify import ErrorKind, classify
 from resilience.calls.fallbacks import is_control_flow
+from resilience.calls.nesting import gave_up, marks
 from resilience.calls.retries import RetryConfig
 from resilience.calls.timeouts import TimeoutConfig, acall_with_timeout, call_with_timeout
 from resilience.circuits.config import CircuitBreakerConfig
@@ -140,7 +141,7 @@ class ErrorRecoveryManager:
         except Exception as error:
             if is_control_flow(error):
                 raise
-            raise _explained(error, self._what(context), attempt.count) from error
+            raise attempt.explained(error, self._what(context)) from error
 
     def execute_with_retry_sync(self, fn: Callable[[], R], context: str = "", timeout_seconds: float | None = None) -> R:
         """Call `fn` until it succeeds, cannot succeed, or was tried often enough; see `execute_with_retry`.
@@ -155,7 +156,7 @@ class ErrorRecoveryManager:
         except Exception as error:
             if is_control_flow(error):
                 raise
-            raise _explained(error, self._what(context), attempt.count) from error
+            raise attempt.explained(error, self._what(context)) from error
 
     def describe(self) -> dict[str, Any]:
         """Return the manager's policy as a plain dict."""
@@ -203,11 +204,12 @@ class ResilientProvider:
 class _Attempts(Generic[R]):
     """Make the attempts of one call, each under its limit, and count them."""
 
-    __slots__ = ("_func", "_limit", "count")
+    __slots__ = ("_func", "_limit", "_since", "count")
 
     def __init__(self, func: Callable[[], R], limit: TimeoutConfig) -> None:
         self._func = func
         self._limit = limit
+        self._since = marks.count
         self.count = 0
 
     def make(self) -> R:
@@ -218,8 +220,14 @@ class _Attempts(Generic[R]):
         self.count += 1
         return await acall_with_timeout(self._limit, self._func)  # type: ignore[arg-type]  # a coroutine function here
 
+    def explained(self, error: Exception, what: str) -> TransientError | PermanentError:
+        """Tell the story of these attempts, which `error` ended."""
+        # Also an error that nobody but this manager's retry calls worth trying again.
+        was_retried = self.count > 1 and gave_up(error, self._since)
+        return _explained(error, what, self.count, was_retried=was_retried)
 
-def _explained(error: Exception, what: str, attempts: int) -> TransientError | PermanentError:
+
+def _explained(error: Exception, what: str, attempts: int, *, was_retried: bool) -> TransientError | PermanentError:
     info = classify(error)
     is_open = isinstance(error, CircuitOpenError)
     why, fix = ADVICE.get(info.kind, ADVICE[ErrorKind.UNKNOWN])
@@ -228,5 +236,5 @@ def _explained(error: Exception, what: str, attempts: int) -> TransientError | P
         fix = "Wait until the circuit lets a call through, or find out what made it open and reset it."
     times = "was not tried" if attempts == 0 else f"failed after {attempts} attempt{'s' if attempts > 1 else ''}"
     message = f"What happened: {redact(what)} {times}: {describe_exception(error)}\nWhy: {why}\nHow to fix: {fix}"
-    is_transient = not is_open and (info.transient or attempts > 1)
+    is_transient = not is_open and (info.transient or was_retried)
     return (TransientError if is_transient else PermanentError)(message, info.kind, attempts)

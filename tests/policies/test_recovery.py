@@ -117,6 +117,21 @@ def test_manager__permanent_error_at_once(form):
 
 
 @both
+def test_manager__permanent_error_after_a_transient_one(form):
+    """A reason that will not pass is permanent also when the attempt before failed for one that does."""
+
+    class AuthenticationError(Exception):
+        status_code = 401
+
+    supplier = Supplier(TimeoutError(), AuthenticationError())
+
+    with pytest.raises(PermanentError) as caught:
+        execute(ErrorRecoveryManager(retry=AT_ONCE), form, supplier)
+
+    assert (caught.value.kind, caught.value.attempts, supplier.calls) == ("auth", 2, 2)
+
+
+@both
 def test_manager__open_circuit_is_a_permanent_error_without_a_call(form):
     """While the circuit is open nothing is called, and the CircuitOpenError is the cause."""
     manager = ErrorRecoveryManager(retry=AT_ONCE, circuit=PROCESS)
