@@ -7,7 +7,6 @@ RUNS mean: their pillars do, and `resilience.checks` asks them.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,8 @@ from typing import Any, TypeVar
 from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+
+from resilience.values import is_number
 
 __all__ = ["Settings", "current", "from_env", "on_change", "override", "problems"]
 
@@ -224,7 +225,7 @@ def _broken_rule(key: str, value: object) -> str:
 
 
 def _is_interval(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _is_list_of_text(value: object) -> bool:

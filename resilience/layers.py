@@ -17,12 +17,13 @@ from resilience.calls import alarms
 from resilience.calls.bulkheads import Bulkhead
 from resilience.calls.callables import name_of
 from resilience.calls.classify import classify
-from resilience.calls.deadlines import checked_seconds, deadline_scope
+from resilience.calls.deadlines import deadline_scope
 from resilience.calls.fallbacks import Substitute
 from resilience.calls.retries import RetryConfig, async_retry, retry
 from resilience.calls.timeouts import TimeoutConfig, acall_with_timeout, call_with_timeout
 from resilience.circuits.breaker import CircuitBreaker
 from resilience.circuits.config import CircuitBreakerConfig
+from resilience.values import checked_seconds
 
 __all__ = ["AsyncInvoke", "Invoke", "Parts", "fields_from_settings", "put_together"]
 

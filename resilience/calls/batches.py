@@ -17,6 +17,7 @@ from resilience.calls.nesting import gave_up, marks
 from resilience.calls.progress import Progress, check_progress, report_progress
 from resilience.calls.retry_config import RetryConfig, config_from_settings
 from resilience.calls.threads import Crew, require_no_transaction
+from resilience.values import checked_count
 
 __all__ = ["BatchResult", "batch_with_retry"]
 
@@ -214,9 +215,4 @@ def _check(process_func: Callable[..., Any], progress: object, **numbers: int) -
         raise TypeError(_WHY_NOT_ASYNC.format(name_of(process_func)))
     check_progress(progress)
     for name, value in numbers.items():
-        least = 0 if name == "max_retries" else 1
-        message = f"{name} must be a whole number, {least} or more, not {value!r}. Leave it out for the default."
-        if type(value) is not int:
-            raise TypeError(message)
-        if value < least:
-            raise ValueError(message)
+        checked_count(name, value, 0 if name == "max_retries" else 1, "Leave it out for the default.")

@@ -15,13 +15,13 @@ import logging
 import math
 import os
 import threading
-from typing import Any
 from weakref import WeakSet
 
 from asgiref.sync import sync_to_async
 
 from resilience import clock, conf
 from resilience.calls.classify import classify
+from resilience.values import checked_number
 
 __all__ = ["RetryBudget", "SharedReserve", "reset_budgets"]
 
@@ -36,6 +36,8 @@ _PRICE = 0.99
 _WINDOW, _LONGEST_WINDOW = 10, 3600
 #: Seconds to go on without a cache that failed: each attempt to reach one that is down may take as long.
 _PAUSE = 10.0
+
+_USUAL = "The usual budget is RetryBudget(ratio=0.2, min_per_second=3)."
 
 _budgets: WeakSet[RetryBudget] = WeakSet()
 
@@ -67,9 +69,9 @@ class RetryBudget:
     """
 
     def __init__(self, ratio: float = 0.2, min_per_second: float = 3, *, name: str = "", shared: bool = False) -> None:
-        self.ratio = _checked("ratio", ratio, "above 0 and at most 1", 0 < ratio <= 1 if _is_number(ratio) else False)
-        self.min_per_second = _checked(
-            "min_per_second", min_per_second, "0 or more", min_per_second >= 0 if _is_number(min_per_second) else False
+        self.ratio = float(checked_number("ratio", ratio, "a number above 0 and at most 1", _USUAL, lambda share: 0 < share <= 1))
+        self.min_per_second = float(
+            checked_number("min_per_second", min_per_second, "a number of 0 or more", _USUAL, lambda number: number >= 0)
         )
         if shared and not name:
             raise ValueError(f"name must be given for a shared budget, not {name!r}. Processes find it by its name.")
@@ -153,19 +155,6 @@ def reset_budgets() -> None:
 
 # A thread of the parent may have held a lock at that instant, and what the parent earned is the parent's.
 os.register_at_fork(after_in_child=reset_budgets)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _checked(name: str, value: float, rule: str, fits: bool) -> float:
-    message = f"{name} must be a number {rule}, not {value!r}. The usual budget is RetryBudget(ratio=0.2, min_per_second=3)."
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(message)
-    if not fits:
-        raise ValueError(message)
-    return float(value)
 
 
 class SharedReserve:

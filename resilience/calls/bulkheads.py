@@ -14,8 +14,9 @@ from weakref import WeakSet
 
 from resilience import conf, signals
 from resilience.calls.callables import is_async, require_plain_callable
-from resilience.calls.deadlines import checked_seconds, remaining
+from resilience.calls.deadlines import remaining
 from resilience.exceptions import BulkheadFullError
+from resilience.values import checked_count, checked_seconds
 
 __all__ = ["Bulkhead"]
 
@@ -50,12 +51,8 @@ class Bulkhead:
     """
 
     def __init__(self, name: str, max_concurrent: int, max_wait: float | timedelta = 0) -> None:
-        if type(max_concurrent) is not int or max_concurrent < 1:
-            raise (ValueError if type(max_concurrent) is int else TypeError)(
-                f"max_concurrent must be a whole number, 1 or more, not {max_concurrent!r}. Use 1 for one call at a time."
-            )
         self.name = name
-        self.max_concurrent = max_concurrent
+        self.max_concurrent = checked_count("max_concurrent", max_concurrent, 1, "Use 1 for one call at a time.")
         self.max_wait = checked_seconds("max_wait", max_wait, "Use 0 to refuse at once.", zero=True)
         self._start_empty()
         _bulkheads.add(self)

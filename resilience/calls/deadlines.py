@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from contextvars import ContextVar, Token
-from datetime import timedelta
 from typing import Any, Self, overload
 
 from resilience import clock
+from resilience.values import checked_seconds
 
 __all__ = ["checked_seconds", "deadline_scope", "is_deadline", "remaining", "time_allowed"]
 
@@ -112,29 +111,3 @@ def time_allowed(seconds: float, enforcer: str) -> float:
 def is_deadline(variable: ContextVar[Any]) -> bool:
     """Tell whether `variable` is the deadline itself, which never travels from a worker thread to its caller."""
     return variable is _deadline
-
-
-def checked_seconds(name: str, value: object, advice: str, *, zero: bool = False) -> float:
-    """Return a duration in seconds.
-
-    Args:
-        name: The argument's name, for the message.
-        value: A number of seconds or a `timedelta`.
-        advice: The sentence that tells what to do instead.
-        zero: Whether 0 is allowed.
-
-    Raises:
-        TypeError: `value` is no duration.
-        ValueError: `value` is not finite or out of range.
-
-    Example:
-        >>> checked_seconds("max_wait", timedelta(minutes=1), "Use 0 to refuse at once.", zero=True)
-        60.0
-    """
-    rule = "0 or more seconds" if zero else "a number of seconds above 0"
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} must be {rule}, not {value!r}. {advice}")
-    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
-        raise ValueError(f"{name} must be {rule}, not {value!r}. {advice}")
-    return float(seconds)

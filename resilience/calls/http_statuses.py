@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from resilience.calls import retry_after
 from resilience.calls.kinds import ErrorInfo, ErrorKind
+from resilience.values import is_whole
 
 __all__ = ["BILLING_CODES", "STATUSES", "attribute", "codes_of", "info_from_status", "read_status"]
 
@@ -77,7 +78,7 @@ def read_status(exc: BaseException, ask: Callable[[BaseException], ErrorInfo]) -
     response = attribute(exc, "response")
     for owner, name in ((exc, "status_code"), (exc, "status"), (response, "status_code"), (response, "status")):
         status = attribute(owner, name)
-        if isinstance(status, int) and not isinstance(status, bool) and status in _ERRORS:
+        if is_whole(status) and status in _ERRORS:
             headers = attribute(response, "headers")
             return info_from_status(status, attribute(exc, "headers") if headers is None else headers, codes_of(exc, response))
     return None

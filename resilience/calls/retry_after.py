@@ -7,7 +7,6 @@ Source:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC
@@ -94,7 +93,7 @@ def _text(value: object) -> str:
 
 def _number(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return min(float(value), LONGEST) if value >= 0 and not math.isnan(value) else None
+        return float(min(value, LONGEST)) if value >= 0 else None
     text = _text(value)
     return min(float(text), LONGEST) if _NUMBER.fullmatch(text) else None
 

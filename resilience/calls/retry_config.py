@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,6 +12,7 @@ from resilience import conf
 from resilience.calls.backoff import JITTERS, Backoff, RetryStrategy
 from resilience.calls.budgets import RetryBudget
 from resilience.calls.callables import is_async
+from resilience.values import checked_count, checked_number, checked_seconds
 
 __all__ = ["RetryConfig", "RetryFields", "config_from_settings", "config_in_force", "require_none"]
 
@@ -104,9 +103,12 @@ class RetryConfig:
     retry_given_up: bool = False
 
     def __post_init__(self) -> None:
-        _check_attempts(self.max_attempts)
-        for name, rule, hint in _NUMBERS:
-            self._set(name, _checked_number(name, getattr(self, name), rule, hint))
+        checked_count("max_attempts", self.max_attempts, 1, "It counts all calls: use 1 not to retry.")
+        advice = "Use strategy='fixed' for waits that do not grow."
+        checked_number("backoff", self.backoff, "a number of 1 or more", advice, lambda factor: factor >= 1)
+        for name, zero, or_none, advice in _TIMES:
+            if (value := getattr(self, name)) is not None or not or_none:
+                self._set(name, checked_seconds(name, value, advice, zero=zero, or_none=or_none))
         self._set("strategy", _checked_strategy(self.strategy))
         _check_jitter(self.jitter)
         if self.exceptions is not None:
@@ -180,36 +182,14 @@ def require_none(config: RetryConfig, fields_without_sense: tuple[str, ...], pla
             raise TypeError(f"{name} must be None in {place}, not {value!r}. {advice}")
 
 
-#: Field, whether 0 will do, and what to do instead of a wrong value.
-_NUMBERS = (
-    ("delay", "0 or more seconds", "Use 0 to retry at once."),
-    ("backoff", "a number of 1 or more", "Use strategy='fixed' for waits that do not grow."),
-    ("max_delay", "0 or more seconds", "Use 0 not to wait at all."),
-    ("attempt_timeout", "more than 0 seconds or None", "Use None for no limit."),
-    ("deadline", "more than 0 seconds or None", "Use None for no limit."),
-    ("max_retry_after", "0 or more seconds or None", "Use None to obey any."),
+#: Field, whether 0 will do, whether None will do, and what to do instead of a wrong value.
+_TIMES = (
+    ("delay", True, False, "Use 0 to retry at once."),
+    ("max_delay", True, False, "Use 0 not to wait at all."),
+    ("attempt_timeout", False, True, "Use None for no limit."),
+    ("deadline", False, True, "Use None for no limit."),
+    ("max_retry_after", True, True, "Use None to obey any."),
 )
-
-
-def _checked_number(name: str, value: Any, rule: str, hint: str) -> float | None:
-    if value is None and rule.endswith("None"):
-        return None
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} must be {rule}, not {value!r}. {hint}")
-    smallest = 1 if name == "backoff" else 0
-    fits = number > 0 if rule.startswith("more") else number >= smallest
-    if not (math.isfinite(number) and fits):
-        raise ValueError(f"{name} must be {rule}, not {value!r}. {hint}")
-    return number
-
-
-def _check_attempts(value: Any) -> None:
-    message = f"max_attempts must be a whole number of 1 or more, not {value!r}. It counts all calls: use 1 not to retry."
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(message)
-    if value < 1:
-        raise ValueError(message)
 
 
 def _checked_strategy(value: Any) -> RetryStrategy:

@@ -23,9 +23,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 from resilience import conf, signals
 from resilience.calls import alarms
 from resilience.calls.callables import is_async, name_of, require_plain_callable
-from resilience.calls.deadlines import checked_seconds, deadline_scope, is_deadline, remaining, time_allowed
+from resilience.calls.deadlines import deadline_scope, is_deadline, remaining, time_allowed
 from resilience.calls.threads import call_in_context, close_connections, require_no_transaction
 from resilience.exceptions import AbandonedCallsError, OperationTimeoutError
+from resilience.values import checked_seconds
 
 __all__ = ["TimeoutConfig", "acall_with_timeout", "async_timeout", "call_with_timeout", "deadline_scope", "remaining", "timeout"]
 

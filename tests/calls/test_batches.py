@@ -457,7 +457,7 @@ def test_batch__refuses_wrong_numbers_before_it_begins(field, value):
     """A wrong number fails before any item is touched."""
     calls = []
 
-    with pytest.raises((TypeError, ValueError), match=rf"^{field} must be a whole number, "):
+    with pytest.raises((TypeError, ValueError), match=rf"^{field} must be a whole number of [01] or more, not "):
         batch_with_retry([1], calls.append, **{field: value})
     assert calls == []
 

@@ -358,7 +358,7 @@ def test_bulkhead__is_off_when_resilience_is_disabled(settings):
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None], ids=repr)
 def test_bulkhead__refuses_a_wrong_limit(value):
     """max_concurrent must be a whole number of calls."""
-    with pytest.raises((TypeError, ValueError), match=r"^max_concurrent must be a whole number, 1 or more, not "):
+    with pytest.raises((TypeError, ValueError), match=r"^max_concurrent must be a whole number of 1 or more, not "):
         Bulkhead("reports", value)
 
 

@@ -915,7 +915,7 @@ def test_retry__refuses_what_is_no_function(thing: Any) -> None:
     [
         *(("max_attempts", value) for value in (0, -1, 1.5, True, "3", None, math.nan)),
         *(("delay", value) for value in (-1, math.nan, math.inf, True, "1", None)),
-        *(("backoff", value) for value in (0.5, 0, -1, math.nan, math.inf, False, None)),
+        *(("backoff", value) for value in (0.5, 0, -1, math.nan, math.inf, False, None, timedelta(seconds=2))),
         *(("max_delay", value) for value in (-1, math.nan, math.inf, True, None)),
         *(("strategy", value) for value in ("quadratic", None, 1)),
         *(("jitter", value) for value in ("some", 1, 0, None, 0.5)),

@@ -38,6 +38,7 @@ def _noon(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Wed, 31 Dec 2025 12:00:00 GMT", 0.0),
         ("9" * 400, LONGEST),
         (math.inf, LONGEST),
+        (10**400, LONGEST),
     ],
 )
 def test_parse_seconds__reads_every_form(value: object, seconds: float) -> None:
