@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from resilience.runs import store
 from resilience.runs.models import Checkpoint, Run, RunStatus
-from resilience.runs.retention import delete_checkpoints, delete_files
+from resilience.runs.retention import delete_files
 
 logger = logging.getLogger("resilience.runs")
 
@@ -106,11 +106,19 @@ def purge_quarantined(older_than: dt.timedelta, *, using: str | None = None) -> 
     alias = using or router.db_for_write(Checkpoint)
     rows = Checkpoint.objects.using(alias).filter(status="quarantined", created_at__lt=timezone.now() - older_than)
     deleted = 0
-    for checkpoint in rows.select_related("run").defer("data").iterator(chunk_size=_BATCH):
+    for checkpoint in rows.defer("data").iterator(chunk_size=_BATCH):
         others = Checkpoint.objects.using(alias).filter(run=checkpoint.run_id).exclude(pk=checkpoint.pk)
         if others.exists():
-            deleted += delete_checkpoints(checkpoint.run, [checkpoint])
+            _delete_checkpoint(checkpoint, alias)
+            deleted += 1
     return deleted
+
+
+def _delete_checkpoint(checkpoint: Checkpoint, alias: str) -> None:
+    files = [(checkpoint.storage, checkpoint.name)] if checkpoint.name else []
+    with transaction.atomic(using=alias):
+        checkpoint.delete(using=alias)
+        transaction.on_commit(lambda: delete_files(files), using=alias, robust=True)
 
 
 def collect_orphans(older_than: dt.timedelta = dt.timedelta(days=1), *, using: str | None = None) -> int:

@@ -27,6 +27,7 @@ from resilience.connections import is_in_transaction
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs.locks import row_of, short_transaction
 from resilience.runs.models import Run, RunStatus
+from resilience.runs.statements import HeldRows
 
 __all__ = ["DatabaseNow", "Lease", "notify", "outlast_outages", "owner_of", "take"]
 
@@ -79,6 +80,7 @@ class Lease:
         using: The database alias.
 
     Attributes:
+        rows: The run's row and those of its checkpoints, to be written.
         request: What people ask of the holder, as seen last: "", "pause" or "cancel".
         is_lost: Whether another worker has the run, or it was cancelled under us.
     """
@@ -91,6 +93,8 @@ class Lease:
         self.request = run.request
         self.is_lost = False
         self.renewed_at = self.looked_at = clock.monotonic()
+        self.rows = HeldRows(run.pk, self._mine())
+        self._fresh = {"lease_expires_at": DatabaseNow(self.seconds), "heartbeat_at": DatabaseNow()}
         _HELD[using, run.pk] = self
 
     @property
@@ -107,8 +111,7 @@ class Lease:
         Raises:
             RunInterrupted: Another worker holds the run.
         """
-        fresh = {"lease_expires_at": DatabaseNow(self.seconds), "heartbeat_at": DatabaseNow()}
-        if not self._mine().update(**fresh | values):
+        if not self.rows.update(self._fresh | values):
             self.is_lost = True
             raise RunInterrupted("lease_lost")
         self.renewed_at = clock.monotonic()

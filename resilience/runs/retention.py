@@ -11,25 +11,45 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from django.db import transaction
 
+from resilience import clock
 from resilience.runs import store
+from resilience.runs.models import Checkpoint
 
 if TYPE_CHECKING:
-    from resilience.runs.models import Run
+    from resilience.runs.statements import HeldRows
 
-__all__ = ["Best", "Retention", "delete_checkpoints", "delete_files", "prune"]
+__all__ = ["Best", "Pruner", "Retention", "delete_files"]
+
+#: Seconds after which the holder of a run looks again which of its checkpoints are sound.
+_READ_AGAIN = 60.0
 
 
 class _Row(Protocol):
     """What of a checkpoint decides whether it is kept."""
 
-    pk: Any
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def step(self) -> int | None: ...
+    @property
+    def metrics(self) -> dict[str, Any]: ...
+
+
+Row = TypeVar("Row", bound=_Row)
+
+
+class _Known(NamedTuple):
+    """What the holder of a run remembers of a checkpoint."""
+
     sequence: int
     step: int | None
     metrics: dict[str, Any]
+    storage: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +79,7 @@ class Best:
         if not _is_count(self.count, 1):
             raise ValueError(f"count must be 1 or more, not {self.count!r}. Leave keep_best out to keep none for their metric.")
 
-    def choose(self, rows: Iterable[_Row]) -> list[_Row]:
+    def choose(self, rows: Iterable[Row]) -> list[Row]:
         """Return the best rows; of equal ones the newer, and never one without the metric or with NaN."""
         sign = 1 if self.mode == "max" else -1
         scored = [
@@ -104,53 +124,71 @@ class Retention:
                 )
             object.__setattr__(self, "keep_best", Best(*self.keep_best))
 
-    def surplus(self, rows: Iterable[_Row]) -> list[_Row]:
+    def surplus(self, rows: Iterable[Row]) -> list[Row]:
         """Return the rows that no rule keeps, oldest first.
 
         Args:
             rows: All sound checkpoints of one run.
         """
         ordered = sorted(rows, key=lambda row: row.sequence)
-        kept = {row.pk for row in ordered[-self.keep_last :]}
+        kept = {row.sequence for row in ordered[-self.keep_last :]}
         if isinstance(self.keep_best, Best):
-            kept.update(row.pk for row in self.keep_best.choose(ordered))
+            kept.update(row.sequence for row in self.keep_best.choose(ordered))
         if self.keep_every is not None:
-            kept.update(row.pk for row in ordered if row.step is not None and row.step % self.keep_every == 0)
-        return [row for row in ordered if row.pk not in kept]
+            kept.update(row.sequence for row in ordered if row.step is not None and row.step % self.keep_every == 0)
+        return [row for row in ordered if row.sequence not in kept]
 
 
-def prune(run: Run, retention: Retention) -> int:
-    """Delete a run's surplus checkpoints; call it in the transaction that commits a new one, or after it.
+class Pruner:
+    """Deletes a run's surplus checkpoints as new ones are committed.
 
-    Quarantined ones are left for a look, and counted by no rule. What a crash leaves undone, the next call does.
+    Only the holder of a run adds checkpoints to it, so what is there is read once, and again after a commit that failed;
+    and now and then, since whoever loads a damaged one from outside quarantines it.
 
     Args:
-        run: The run, held by the caller.
-        retention: What to keep.
-
-    Returns:
-        How many checkpoints were deleted.
+        held: The run's rows, held by the caller.
+        rules: What to keep.
     """
-    rows = _rows(run).filter(status="good").only("pk", "run_id", "sequence", "step", "metrics", "storage", "name")
-    return delete_checkpoints(run, retention.surplus(rows))
 
+    def __init__(self, held: HeldRows, rules: Retention) -> None:
+        self._held = held
+        self._rules = rules
+        self._known: list[_Known] | None = None
+        self._read_at = 0.0
 
-def delete_checkpoints(run: Run, rows: list[Any]) -> int:
-    """Delete rows in one transaction, the caller's if one is open, and their files when it is committed."""
-    if not rows:
-        return 0
-    using = run._state.db  # Django's documented attribute
-    with transaction.atomic(using=using, savepoint=False):
-        _rows(run).filter(pk__in=[row.pk for row in rows]).delete()
-        files = [(row.storage, row.name) for row in rows if row.name]
-        if files:
-            transaction.on_commit(lambda: delete_files(files), using=using, robust=True)
-    return len(rows)
+    def prune(self, newest: Checkpoint | None = None) -> int:
+        """Delete what is surplus, in the transaction that commits `newest`; files go when it is committed.
 
+        Quarantined ones are left for a look, and counted by no rule. What a crash leaves undone, the next attempt does.
 
-def _rows(run: Run) -> Any:
-    """The run's checkpoints where the run itself is: a router may send reads elsewhere, where they are not yet."""
-    return run.checkpoints.using(run._state.db)  # Django's documented attribute
+        Args:
+            newest: The checkpoint that was just inserted.
+
+        Returns:
+            How many checkpoints were deleted.
+        """
+        rows = self._sound_rows(newest)
+        surplus = self._rules.surplus(rows)
+        gone = {row.sequence for row in surplus}
+        if gone:
+            self._held.delete(gone)
+
+        def committed() -> None:
+            self._known = [row for row in rows if row.sequence not in gone]
+            delete_files((row.storage, row.name) for row in surplus if row.name)
+
+        transaction.on_commit(committed, using=self._held.using, robust=True)
+        return len(gone)
+
+    def _sound_rows(self, newest: Checkpoint | None) -> list[_Known]:
+        """Return the run's sound checkpoints; they are unknown again until the transaction is committed."""
+        known, self._known = self._known, None
+        now = clock.monotonic()
+        if newest is not None and known is not None and now - self._read_at < _READ_AGAIN:
+            return [*known, _Known(*(getattr(newest, name) for name in _Known._fields))]
+        self._read_at = now
+        rows = Checkpoint.objects.using(self._held.using).filter(run=self._held.run_id, status="good")
+        return [_Known(*row) for row in rows.values_list(*_Known._fields)]
 
 
 def delete_files(files: Iterable[tuple[str, str]]) -> None:

@@ -11,10 +11,11 @@ from django.db import InterfaceError, OperationalError
 from resilience import clock, signals
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.redaction import describe_exception
-from resilience.runs import retention, store
+from resilience.runs import store
 from resilience.runs.leases import DatabaseNow, Lease, outlast_outages
 from resilience.runs.models import Checkpoint, Run
 from resilience.runs.options import RunConfig
+from resilience.runs.retention import Pruner, Retention
 from resilience.runs.steps import Place
 from resilience.runs.stored_values import as_metrics
 
@@ -50,9 +51,8 @@ class Saver:
         self._sha256 = sha256
         self._also = also
         self._failures = 0
-        self._retention = retention.Retention(
-            keep_last=config.keep_last, keep_best=config.keep_best, keep_every=config.keep_every
-        )
+        rules = Retention(keep_last=config.keep_last, keep_best=config.keep_best, keep_every=config.keep_every)
+        self._pruner = Pruner(lease.rows, rules)
 
     def save(self, state: object, place: Place, metrics: dict[str, Any], *, is_step: bool) -> bool:
         """Commit one state; False when disk or database refused and the training may go on.
@@ -96,7 +96,7 @@ class Saver:
             values["stalled_attempts"] = 0
         limit = min(_OUTAGE_LIMIT, self.lease.seconds / 2)
         try:
-            outlast_outages(_Insertion(self.run, row, self.lease, values, self._retention), self.lease.using, limit)
+            outlast_outages(_Insertion(row, self.lease, values, self._pruner), self.lease.using, limit)
         except RunInterrupted:
             store.discard(stored)
             raise
@@ -126,12 +126,11 @@ class _Insertion:
     One transaction for both is half the flushes of the disk, and lets nobody prune who does not hold the run.
     """
 
-    def __init__(self, run: Run, row: Checkpoint, lease: Lease, values: dict[str, Any], rules: retention.Retention) -> None:
-        self.run = run
+    def __init__(self, row: Checkpoint, lease: Lease, values: dict[str, Any], pruner: Pruner) -> None:
         self.row = row
         self.lease = lease
         self.values = values
-        self.rules = rules
+        self.pruner = pruner
         self.tried = False
 
     def __call__(self) -> None:
@@ -139,9 +138,8 @@ class _Insertion:
             return
         self.tried = True
         with self.lease.transaction(**self.values):
-            self.row.pk = None
-            self.row.save(using=self.lease.using, force_insert=True)
-            retention.prune(self.run, self.rules)
+            self.lease.rows.insert(self.row)
+            self.pruner.prune(self.row)
 
     def _is_committed(self) -> bool:
         rows = Checkpoint.objects.using(self.lease.using)

@@ -27,7 +27,7 @@ import django
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()
 from resilience import open_run
-from resilience.runs import retention
+from resilience.runs.retention import Pruner
 
 times = iter([1])
 
@@ -37,7 +37,7 @@ def freeze(*args):
         os.kill(os.getpid(), signal.SIGSTOP)
     return 0
 
-retention.prune = freeze
+Pruner.prune = freeze
 with open_run("frozen", lease=float(sys.argv[1])) as run:
     for step in run.steps(2):
         if sys.argv[2] == "save":

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from resilience import open_run
 from resilience.runs import cleanups, retention
 from resilience.runs.models import Checkpoint, Run
-from resilience.runs.retention import Best, Retention
+from resilience.runs.retention import Best, Pruner, Retention
+from resilience.runs.statements import HeldRows
 from tests.runs.checkpoint_files import age, commit, existing, named
 
 
@@ -21,19 +22,23 @@ from tests.runs.checkpoint_files import age, commit, existing, named
 class Row:
     """The columns that decide."""
 
-    pk: int
     sequence: int
     step: int | None
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def rows(*metrics: Any) -> list[Row]:
-    return [Row(number, number, number, {} if value is None else {"accuracy": value}) for number, value in enumerate(metrics)]
+    return [Row(number, number, {} if value is None else {"accuracy": value}) for number, value in enumerate(metrics)]
 
 
 def kept(rule: Retention, checkpoints: list[Row]) -> list[int]:
-    surplus = {row.pk for row in rule.surplus(checkpoints)}
-    return [row.pk for row in checkpoints if row.pk not in surplus]
+    surplus = {row.sequence for row in rule.surplus(checkpoints)}
+    return [row.sequence for row in checkpoints if row.sequence not in surplus]
+
+
+def prune(run: Run, rule: Retention) -> int:
+    """Prune as the holder of a run does, and return how many checkpoints went."""
+    return Pruner(HeldRows(run.pk, Run.objects.filter(pk=run.pk)), rule).prune()
 
 
 # --- the decision --------------------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ def test_prune__deletes_rows_and_files(directory: Path, run: Run) -> None:
     """After pruning exactly the kept rows and their files are left."""
     checkpoints = [commit(run, step) for step in range(5)]
 
-    count = retention.prune(run, Retention(keep_last=2))
+    count = prune(run, Retention(keep_last=2))
 
     assert count == 3
     assert list(run.checkpoints.order_by("pk")) == checkpoints[-2:]
@@ -144,7 +149,7 @@ def test_prune__keeps_the_files_while_its_transaction_may_roll_back(directory: P
         commit(run, step)
 
     with transaction.atomic():
-        retention.prune(run, Retention(keep_last=1))
+        prune(run, Retention(keep_last=1))
         transaction.set_rollback(True)
 
     assert run.checkpoints.count() == 3
@@ -161,10 +166,10 @@ def test_prune__counts_are_right_after_a_crash_between_rows_and_files(
     with monkeypatch.context() as patch:
         patch.setattr(retention, "delete_files", lambda names: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            retention.prune(run, rule)
+            prune(run, rule)
     commit(run, 5)
 
-    retention.prune(run, rule)
+    prune(run, rule)
 
     assert sorted(run.checkpoints.values_list("step", flat=True)) == [3, 4, 5]
     assert named() < existing(directory)
@@ -183,7 +188,7 @@ def test_prune__a_storage_that_is_down_leaves_orphans_only(directory: Path, run:
 
     monkeypatch.setattr(storages["files"], "delete", fail)
 
-    assert retention.prune(run, Retention(keep_last=1)) == 2
+    assert prune(run, Retention(keep_last=1)) == 2
     assert len(existing(directory)) == 3
 
 
@@ -192,7 +197,7 @@ def test_prune__quarantined_ones_count_for_nothing(directory: Path, run: Run) ->
     first, second, third, fourth = (commit(run, step) for step in range(4))
     Checkpoint.objects.filter(pk__in=[third.pk, fourth.pk]).update(status="quarantined")
 
-    retention.prune(run, Retention(keep_last=1))
+    prune(run, Retention(keep_last=1))
 
     assert list(run.checkpoints.order_by("pk")) == [second, third, fourth]
     assert first.name not in existing(directory)
@@ -205,7 +210,7 @@ def test_prune__other_runs_are_left_alone(directory: Path, run: Run) -> None:
     commit(run, 1)
     commit(run, 2)
 
-    retention.prune(run, Retention(keep_last=1))
+    prune(run, Retention(keep_last=1))
 
     assert other.checkpoints.count() == 1
     assert existing(directory) == named()
