@@ -69,8 +69,7 @@ class Mirror:
         known = self.view
         self.lock = Lock()
         self.view = View(known.record, shared=known.shared)
-        if known.record is not None:
-            self.view.ends_at, self.view.agreed_at = known.ends_at, known.agreed_at
+        self.view.ends_at, self.view.agreed_at = known.ends_at, known.agreed_at
         self.notes = Notes(self.name)
 
     def start_over(self) -> None:
@@ -104,10 +103,10 @@ class Mirror:
         now, wall = clock.monotonic(), clock.time()
         self._collect(now, wall)
         try:
-            found, spent = self._read(wall)
+            found = self._read(wall)
             won = self._agree(found, wall)
             if won is None:
-                self._tell(found, wall, BUDGET - spent)
+                self._tell(found, wall)
                 won = self.judge(wall)
             fresh_until = now + self.interval
             self.view.agreed_at = now
@@ -128,15 +127,18 @@ class Mirror:
         view.active_at = now
         view.forget_outside(self.bucket(wall) - BUCKETS + 1, now - self.config.failure_window)
 
-    def _read(self, wall: float) -> tuple[dict[str, Any], int]:
-        """Ask for everything that may have changed; return it and the number of operations."""
+    def _read(self, wall: float) -> dict[str, Any]:
+        """Ask for everything that may have changed, in one operation."""
         wanted = [keys.head_key(self.name)]
         record = self.view.record
         if record is not None:
             wanted.append(keys.record_key(self.name, record.generation + 1))
             wanted += self._count_keys(record, wall)
         wanted += self.notes.wanted(clock.monotonic())
-        return self.store.read(wanted), 1
+        return self.store.read(wanted)
+
+    def _count_key(self, kind: str, bucket: int) -> str:
+        return keys.count_key(self.name, self.record.generation, kind, self.config.failure_window, bucket)
 
     def _count_keys(self, record: Record, wall: float) -> list[str]:
         if record.state not in CLOSED_STATES:
@@ -147,7 +149,7 @@ class Mirror:
             kinds.append(("s", view.successes))
         # Buckets that are over do not change any more, except the latest, which others may be a moment behind in.
         return [
-            keys.count_key(self.name, record.generation, kind, self.config.failure_window, number)
+            self._count_key(kind, number)
             for kind, known in kinds
             for number in range(last - BUCKETS + 1, last + 1)
             if number not in known or number >= last - 1
@@ -193,7 +195,7 @@ class Mirror:
             return
         for kind, known in (("f", self.view.failures), ("s", self.view.successes)):
             for number in range(last - BUCKETS + 1, last + 1):
-                value = found.get(keys.count_key(self.name, record.generation, kind, self.config.failure_window, number))
+                value = found.get(self._count_key(kind, number))
                 if isinstance(value, int):
                     known[number] = value
                 elif number < last - 1:
@@ -201,19 +203,10 @@ class Mirror:
 
     # Tell
 
-    def _tell(self, found: dict[str, Any], wall: float, budget: int) -> None:
+    def _tell(self, found: dict[str, Any], wall: float) -> None:
         """Add this process's counts to everybody's, then errors and the index entry, as far as the budget goes."""
-        view, bucket = self.view, self.bucket(wall)
-        failures, slow, successes = view.unshared()
-        if failures or slow:
-            budget -= 1 if bucket in view.failures else 2
-            self._tell_count("f", view.failures, bucket, keys.pack(failures, slow))
-            for cell in view.pending.values():
-                cell[0] = cell[1] = 0
-        if successes and budget and self._tell_count("s", view.successes, bucket, successes, insist=budget > 1):
-            budget -= 2
-            for cell in view.pending.values():
-                cell[2] = 0
+        view, budget = self.view, BUDGET - 1  # one was for reading
+        budget -= self._tell_counts(found, self.bucket(wall), budget)
         if view.unsent_refusals and budget > 1:
             budget -= 2
             key = keys.total_key(self.name, self.record.generation, "r")
@@ -222,16 +215,30 @@ class Mirror:
         if self.notes.errors and budget > 0:
             budget -= 1
             self.notes.tell_errors(self.store, found)
-        if budget > 1 and not self.store.is_private and self.notes.tell_index(self.store, found, self._entry(), wall):
+        entry = {"config": self.config.describe(), "declared_in": self.declared_in}
+        if budget > 1 and not self.store.is_private and self.notes.tell_index(self.store, found, entry, wall):
             self.store.publish(self.name, self.record)
 
-    def _entry(self) -> dict[str, Any]:
-        return {"config": self.config.describe(), "declared_in": self.declared_in}
+    def _tell_counts(self, found: dict[str, Any], bucket: int, budget: int) -> int:
+        """Return the most operations that it can have taken."""
+        view, cost = self.view, 0
+        failures, slow, successes = view.unshared()
+        if failures or slow:
+            # What was learned earlier may be gone from the cache by now.
+            cost = 1 if self._count_key("f", bucket) in found else 2
+            self._tell_count("f", view.failures, bucket, keys.pack(failures, slow))
+            for cell in view.pending.values():
+                cell[0] = cell[1] = 0
+        if successes and budget > cost:
+            if self._tell_count("s", view.successes, bucket, successes, insist=budget > cost + 1):
+                for cell in view.pending.values():
+                    cell[2] = 0
+            cost += 2
+        return cost
 
     def _tell_count(self, kind: str, known: dict[int, int], bucket: int, amount: int, *, insist: bool = True) -> bool:
-        key = keys.count_key(self.name, self.record.generation, kind, self.config.failure_window, bucket)
         lifetime = self.config.failure_window * 2
-        value = self.store.add_to(key, amount, lifetime, exists=known.get(bucket, 0) > 0, insist=insist)
+        value = self.store.add_to(self._count_key(kind, bucket), amount, lifetime, exists=known.get(bucket, 0) > 0, insist=insist)
         if value is None:
             # The key was there, or was gone: look again next time.
             known[bucket] = 0 if known.get(bucket) else 1
@@ -281,15 +288,12 @@ class Mirror:
         view.active_at = view.checked_at = view.agreed_at = now
         if record.state in OPEN_STATES:
             view.ends_at = now + self.view.seconds_left(record, now, clock.time())
-        old, self.view = self.view, view
-        old.pass_until = -math.inf
+        self.view = view
         self._set_deadlines(now + self.interval)
 
     def _set_deadlines(self, fresh_until: float) -> None:
-        view, record = self.view, self.view.record
+        view, record = self.view, self.record
         view.fresh_until = fresh_until
-        if record is None:
-            return
         if record.state in CLOSED_STATES:
             view.pass_until = fresh_until
         elif record.state in OPEN_STATES:

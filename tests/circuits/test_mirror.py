@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 
-from resilience import CircuitOpenError, circuit_breaker, clock
+from resilience import CircuitBreaker, CircuitOpenError, circuit_breaker, clock
 from resilience.circuits import machine
 from resilience.circuits.judging import Outcome
 from resilience.circuits.probes import Permit
@@ -631,3 +633,64 @@ def test_window__keeps_failures_over_a_small_correction(counting: Fleet) -> None
     fail(breaker)
 
     assert breaker.state == "open"
+
+
+def asked_by(breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch, before_add: Callable[[], object]) -> list[str]:
+    """Return the list that fills with this process's cache operations; `before_add` happens once, before the first `add`."""
+    asked: list[str] = []
+    pending = [before_add]
+    store = breaker.circuit.store
+    run = store.run
+
+    def noted(operation: str, act: Any) -> Any:
+        if operation == "add" and pending:
+            pending.pop()()
+        asked.append(operation)
+        return run(operation, act)
+
+    monkeypatch.setattr(store, "run", noted)
+    return asked
+
+
+def begun(counting: Fleet) -> tuple[CircuitBreaker, CircuitBreaker]:
+    """Return two members that each have 20 successes and one failure to tell, at the beginning of a part of the window."""
+    counting.clock._wall -= counting.clock._wall % 3
+    members = [counting.member(failure_rate_threshold=0.5, minimum_calls=1000) for _ in range(2)]
+    for member in members:
+        succeed(member, 20)
+        fail(member)
+    return members[0], members[1]
+
+
+def test_cost__counts_that_another_makes_in_the_same_moment_take_no_fifth_operation(
+    counting: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is any of them lost: what did not fit is told by the next refresh."""
+    breaker, other = begun(counting)
+    counting.advance(5)
+    asked = asked_by(breaker, monkeypatch, lambda: succeed(other))
+
+    succeed(breaker)
+
+    assert 1 < len(asked) <= 4, asked
+    counting.advance(1)
+    other.get_stats()
+    breaker.get_stats()
+    stats = other.get_stats()
+    assert (stats["failure_count"], stats["success_count"]) == (2, 42)
+
+
+def test_cost__counts_that_are_gone_take_no_fifth_operation(counting: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evicted since they were seen: each is made anew, as far as four operations go."""
+    breaker, _ = begun(counting)
+    counting.advance(1)
+    succeed(breaker, 20)
+    fail(breaker)
+    for key in [key for key in caches["counting"]._cache if re.search(r":[fs]\d+:\d+$", key)]:
+        LocMemCache.delete(caches["counting"], key.split(":", 2)[2])
+    counting.advance(1)
+    asked = asked_by(breaker, monkeypatch, lambda: None)
+
+    succeed(breaker)
+
+    assert asked == ["get_many", "incr", "add", "incr"]

@@ -11,8 +11,9 @@ import pytest
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 
-from resilience import CircuitBreaker, signals
+from resilience import CircuitBreaker, CircuitOpenError, signals
 from resilience.circuits import registry
+from resilience.circuits.outages import avoiding
 from resilience.circuits.store import CircuitStore
 from tests.circuits.conftest import Fleet, ServiceError, fail, is_refused, succeed
 
@@ -298,3 +299,48 @@ def test_fork__leaves_no_lock_of_another_thread_behind() -> None:
 
     assert not worker.is_alive()
     assert succeed(breaker) == "fine"
+
+
+def test_fork__while_open_changes_nothing_for_the_child(local_fleet: Fleet) -> None:
+    """A child of a process that knows the circuit open refuses until its time is over, and no shorter."""
+    breaker = local_fleet.member(failure_threshold=1)
+    fail(breaker)
+    local_fleet.advance(4)
+
+    breaker.circuit.forget()
+
+    with pytest.raises(CircuitOpenError) as refused:
+        succeed(breaker)
+    assert refused.value.retry_after == pytest.approx(6, abs=0.01)
+    local_fleet.advance(6)
+    assert succeed(breaker) == "fine"
+
+
+def test_fork__leaves_the_parents_untold_counts_and_errors_to_the_parent(local_fleet: Fleet) -> None:
+    """They would be counted once by each child otherwise."""
+    parent = local_fleet.member(failure_threshold=1000)
+    fail(parent, 3)
+
+    parent.circuit.forget()
+    local_fleet.advance(1)
+    fail(parent)
+
+    stats = parent.get_stats()
+    assert (stats["failure_count"], len(stats["recent_failures"])) == (1, 1)
+
+
+def test_fork__of_a_process_that_was_alone_keeps_what_only_it_knows(local_fleet: Fleet) -> None:
+    """A circuit that opened while the cache was away is still told about afterwards."""
+    parent, other = (local_fleet.member(failure_threshold=3) for _ in range(2))
+    succeed(parent)
+    with avoiding(["default"]):
+        fail(parent, 3)
+        assert is_refused(parent)
+
+    parent.circuit.forget()
+    assert is_refused(parent)
+    local_fleet.advance(1)
+    is_refused(parent)
+    local_fleet.advance(1)
+
+    assert is_refused(other)
