@@ -210,10 +210,10 @@ class TransactionManager:
         try:
             self._block = None
             has_committed = keep and error is None and not block.connection.needs_rollback
-            if error is None and not keep:
-                block.roll_back()
-            else:
+            if keep:
                 block.__exit__(kind, error, trace)
+            else:
+                block.roll_back()
         except BaseException as exc:
             block.abandon()
             has_committed, failure = block.phase is Phase.AFTER_COMMIT, exc

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import binascii
 import sqlite3
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ import psycopg
 import psycopg.errors
 import pymysql
 import pytest
-from django.db import DataError, InterfaceError, InternalError, OperationalError, ProgrammingError
+from django.db import DatabaseError, DataError, InterfaceError, InternalError, OperationalError, ProgrammingError
 from django.db.utils import IntegrityError
 
 from resilience import CommitOutcomeUnknownError, ErrorKind, TransactionBrokenError, classify_db_error
@@ -126,6 +127,7 @@ def test_oracle__is_told_by_the_error_object_in_args(number: int, full_code: str
         (OperationalError("deadlock detected"), True, False),
         (ProgrammingError("Cannot operate on a closed database."), True, True),
         (OperationalError("no such table: x"), False, False),
+        (InterfaceError("cursor already closed"), False, False),
         (IntegrityError("UNIQUE constraint failed: deadlock.x"), False, False),
         (DataError("too long"), False, False),
     ],
@@ -202,7 +204,24 @@ def test_drivers_own_errors__need_no_django_around_them() -> None:
     assert classify_db_error(psycopg.errors.DeadlockDetected("x")).code == "40P01"
     assert is_database_error(sqlite3.OperationalError("x"))
     assert not is_database_error(OSError(5, "input/output error"))
+    assert not is_database_error(binascii.Error("a class of the same name"))
     assert not classify_db_error(OSError(1213, "no deadlock")).retry
+
+
+def test_unknown_error__behind_a_failure_to_connect_does_not_hide_it() -> None:
+    """What has a meaning counts: the server is away, and it is tried again."""
+    error = OperationalError("connection failed: Connection refused")
+    error.__context__ = DatabaseError("something else")
+
+    assert classify_db_error(error) == classify_db_error(OperationalError("connection failed: Connection refused"))
+
+
+def test_error__raised_while_another_was_handled_keeps_its_own_meaning() -> None:
+    """A duplicate key met while dealing with a deadlock is a duplicate key, and is not tried again."""
+    error = postgresql("23505")
+    error.__context__ = postgresql("40P01")
+
+    assert classify_db_error(error).code == "23505"
 
 
 def test_circular_chain__ends() -> None:

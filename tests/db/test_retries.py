@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import IntegrityError, NotSupportedError, OperationalError, connection, transaction
+from django.db import IntegrityError, NotSupportedError, OperationalError, connection, connections, transaction
 from django.test import override_settings
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -257,9 +257,12 @@ def test_on_retry__lets_a_time_limit_out() -> None:
         db_retry(on_retry=struck)(work)()
 
 
-def test_signals__tell_alias_code_phase_and_numbers(heard: Heard) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_signals__tell_alias_code_phase_and_numbers(heard: Heard, atomic: bool) -> None:
     """A retry that helped: one scheduled, one succeeded, with what metrics need."""
-    db_retry(failing(OperationalError(1213, "Deadlock found")))()
+    work = failing(OperationalError(1213, "Deadlock found"))
+
+    db_retry(atomic=atomic, idempotent=True)(work)()
 
     (first, scheduled), (second, succeeded) = heard
     assert (first, second) == ("db_retry_scheduled", "db_retry_succeeded")
@@ -268,9 +271,10 @@ def test_signals__tell_alias_code_phase_and_numbers(heard: Heard) -> None:
     assert succeeded["attempts"] == 2
 
 
-def test_no_failure__says_nothing(heard: Heard) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_no_failure__says_nothing(heard: Heard, atomic: bool) -> None:
     """Without a failure no signal is sent."""
-    db_retry(failing())()
+    db_retry(atomic=atomic)(failing())()
 
     assert heard == []
 
@@ -520,6 +524,30 @@ def test_not_atomic__is_not_run_again_after_it_committed_something(own_transacti
         work()
 
     assert names() == ["part 1"]
+    assert "Part of the work was committed" in caught.value.__notes__[-1]
+
+
+def test_not_atomic__notices_a_commit_after_which_switching_back_to_autocommit_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function's own transaction is stored although its block raised: nothing is run again."""
+    switch = connection._set_autocommit
+
+    def fail_to_switch_back(autocommit: bool) -> None:
+        if autocommit:
+            fail(LOCKED)
+        switch(autocommit)
+
+    @db_retry(atomic=False)
+    def work() -> None:
+        with transaction.atomic():
+            Account.objects.create(name="once")
+            monkeypatch.setattr(connections["default"], "_set_autocommit", fail_to_switch_back)
+
+    with pytest.raises(OperationalError) as caught:
+        work()
+    monkeypatch.undo()
+    transaction.set_autocommit(True)
+
+    assert names() == ["once"]
     assert "Part of the work was committed" in caught.value.__notes__[-1]
 
 

@@ -13,6 +13,7 @@ from resilience import (
     ConcurrentUpdateError,
     TransactionBrokenError,
     TransactionManager,
+    clock,
     db_retry,
     ensure_connection,
     retry,
@@ -178,17 +179,21 @@ def test_savepoint__undoes_its_own_work_only() -> None:
 
 
 def test_savepoints__at_most_fifty_are_open_at_once() -> None:
-    """The 51st is refused before the database sees it."""
+    """The 51st is refused before the database sees it, the 50th is not."""
+    deepest = 0
     with TransactionManager() as tx:
 
         def nest(depth: int) -> None:
+            nonlocal deepest
             with tx.savepoint():
+                deepest = depth
                 nest(depth + 1) if depth < 51 else None
 
         with pytest.raises(TransactionManagementError, match="must have at most 50 live savepoints"):
             nest(1)
         add("kept")
 
+    assert deepest == 50
     assert names() == ["kept"]
 
 
@@ -417,6 +422,31 @@ def test_signals__tell_outcome_duration_and_code(heard: list[dict[str, Any]]) ->
     assert [event["code"] for event in heard[1:]] == ["", "1213", ""]
     assert all(event["using"] == "default" for event in heard)
     assert all(event["duration"] >= 0 for event in heard[1:])
+
+
+def test_signals__tell_the_seconds_from_begin_to_end(heard: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time before the block and after it does not count."""
+    now = 1000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+
+    manager = TransactionManager()
+    now = 1010.0
+    with manager:
+        now = 1012.5
+
+    assert [event["duration"] for event in heard] == [2.5]
+
+
+def test_commit__that_fails_while_another_error_was_being_handled_raises_its_own() -> None:
+    """What was on its way before the transaction began is not taken for what interrupted COMMIT."""
+    with pytest.raises(IntegrityError, match="FOREIGN KEY"):
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            with TransactionManager():
+                Child.objects.create(parent_id=99)
+
+    assert not Child.objects.exists()
 
 
 def test_with_savepoint__undoes_only_its_own_work(heard: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connection, models, transaction
+from django.db import connection, connections, models, transaction
 from django.db.models import F
 
 from resilience import clock, signals
@@ -396,6 +396,26 @@ def test_update__refuses_an_unknown_alias(account: Account) -> None:
     """Django's own error names the alias."""
     with pytest.raises(Exception, match="nowhere"):
         atomic_update(Account, account.pk, {"balance": 1}, using="nowhere")
+
+
+def test_update__goes_by_the_models_own_base_manager(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that the base manager leaves out is not there for `save()`, and neither for an update of its balance."""
+
+    class OpenAccounts(models.Manager[Account]):
+        def get_queryset(self) -> models.QuerySet[Account]:
+            return super().get_queryset().exclude(note="closed")
+
+    manager = OpenAccounts()
+    manager.model = Account
+    monkeypatch.setitem(Account._meta.__dict__, "base_manager", manager)
+    monkeypatch.delitem(connections["default"].__dict__, "_resilience_rows", raising=False)
+
+    atomic_update(Account, account.pk, {"note": "closed"}, watch=["balance"])
+    with pytest.raises(Account.DoesNotExist):
+        atomic_update(Account, account.pk, {"balance": lambda row: row.balance + 1})
+    monkeypatch.delitem(connections["default"].__dict__, "_resilience_rows", raising=False)
+
+    assert Account.objects.get().balance == 10
 
 
 @pytest.mark.django_db(transaction=True)

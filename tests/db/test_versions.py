@@ -252,6 +252,13 @@ def test_form__of_a_new_record_is_valid() -> None:
     assert form.save().version == 1
 
 
+def test_clean__without_an_instance_checks_the_number_only() -> None:
+    """Serializers and commands clean values that belong to no row yet."""
+    field = Versioned._meta.get_field("version")
+
+    assert field.clean("3", None) == 3
+
+
 def test_migration__names_the_public_path() -> None:
     """Migrations import the field from where it will always be."""
     text = MigrationWriter(
