@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from resilience import clock
 from resilience.circuits.config import CircuitState
 from resilience.circuits.outages import avoiding
 from resilience.circuits.registry import cache_aliases, get_all_circuit_breaker_stats
@@ -69,6 +70,8 @@ _STATE = "resilience.circuit.state"
 _RATIO = "resilience.circuit.failure.ratio"
 _WINDOW = "resilience.circuit.window.calls"
 _OPENED = "resilience.circuit.opened.timestamp"
+_PROBE = "resilience.circuit.next.probe.timestamp"
+_CHANGED = "resilience.circuit.last.transition.timestamp"
 _RUNS = "resilience.runs"
 _PROGRESS = "resilience.run.oldest.progress.timestamp"
 
@@ -77,6 +80,8 @@ GAUGES: tuple[Gauge, ...] = (
     Gauge("circuits", _RATIO, "1", "Share of failed calls in the window, from 0 to 1.", ("circuit",)),
     Gauge("circuits", _WINDOW, "{call}", "Calls in the window.", ("circuit", "outcome")),
     Gauge("circuits", _OPENED, "s", "When the circuit opened, while it is open.", ("circuit",)),
+    Gauge("circuits", _PROBE, "s", "When an open circuit lets the next call probe, or ends if it was forced open.", ("circuit",)),
+    Gauge("circuits", _CHANGED, "s", "When the circuit last changed its state.", ("circuit",)),
     Gauge("runs", _RUNS, "{run}", "Runs by status.", ("status",)),
     Gauge("runs", _PROGRESS, "s", "When the running run that has stood still longest last moved.", ("task",)),
 )
@@ -112,8 +117,11 @@ def read_circuits() -> Readings:
         found[_WINDOW] += [((label, outcome), float(stats[f"{outcome}_count"])) for outcome in ("success", "failure")]
         if stats["failure_rate"] is not None:
             found[_RATIO].append(((label,), stats["failure_rate"]))
-        if stats["opened_at"] is not None:
-            found[_OPENED].append(((label,), stats["opened_at"]))
+        # Rounded, because it is told as a length of time and would shake by milliseconds.
+        probe_at = None if stats["retry_after"] is None else round(clock.time() + stats["retry_after"])
+        for gauge, moment in ((_OPENED, stats["opened_at"]), (_PROBE, probe_at), (_CHANGED, stats["changed_at"])):
+            if moment is not None:
+                found[gauge].append(((label,), float(moment)))
     if away:
         raise SourceUnavailableError(f"Caches that do not answer: {', '.join(sorted(away))}.", found)
     return found

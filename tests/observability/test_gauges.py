@@ -7,6 +7,7 @@ from django.core.cache import caches
 
 from resilience import CircuitBreaker
 from resilience.observability import gauges
+from resilience.testing import FakeClock
 
 _KEPT: list[CircuitBreaker] = []
 
@@ -31,3 +32,19 @@ def test_circuits__meet_none_of_another_test(name: str, passing_cache: str) -> N
     found = gauges.read_circuits()
 
     assert {labels[0] for labels, _ in found["resilience.circuit.state"]} == {name}
+
+
+def test_circuits__tell_moments_not_lengths_of_time(fake_clock: FakeClock) -> None:
+    """When an open circuit opened, changed last and probes next is the same at every scrape; what has no end has no next probe."""
+    timed, endless, calm = (CircuitBreaker(name, sync_interval=0) for name in ("timed", "endless", "calm"))
+    began = fake_clock.time()
+    timed.open(300, reason="drill")
+    endless.open(reason="drill")
+    calm.call(lambda: 1)
+    fake_clock.advance(100)
+
+    found = gauges.read_circuits()
+
+    moments = {name: dict(found[f"resilience.circuit.{name}.timestamp"]) for name in ("opened", "next.probe", "last.transition")}
+    assert moments["next.probe"] == {("timed",): began + 300}
+    assert moments["opened"] == moments["last.transition"] == {("timed",): began, ("endless",): began}
