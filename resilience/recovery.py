@@ -117,7 +117,7 @@ class ErrorRecoveryManager:
         self._is_named = name is not None
         if name is None:
             circuit = replace(circuit, scope="process")
-        self.name = name or GeneratedName.beginning("recovery")
+        self.name = GeneratedName.beginning("recovery") if name is None else name
         self._limit = TimeoutConfig(timeout)
         self._policy = Policy(self.name, retry=retry, circuit=circuit)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from resilience import clock, signals
 from resilience.calls.classify import classify
@@ -72,16 +72,14 @@ class Retrying:
         if made:
             self._rules.skip(made)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         self.attempt += 1
-        return self
 
     def __exit__(self, cls: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> bool:
-        if exc is None:
-            return True
         if isinstance(exc, Exception):
             return self.failed(exc)
-        self.pending = False
+        if exc is not None:
+            self.pending = False
         return False
 
     def failed(self, exc: Exception) -> bool:

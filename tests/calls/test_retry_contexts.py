@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_retry_context__lets_pass_what_is_not_to_be_retried(loop: Any, error: Ba
 
     with pytest.raises(type(error)):
         loop(script)
+
+    assert script.calls == 1
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), billiard.exceptions.SoftTimeLimitExceeded()])
+def test_retry_context__makes_no_further_attempt_after_what_it_let_pass(error: BaseException) -> None:
+    """Whoever answers such an exception inside the loop does not find it going on."""
+    script = Script(error)
+
+    for attempt in RetryContext(max_attempts=3, delay=1):
+        assert attempt.number == 1
+        with contextlib.suppress(type(error)), attempt:
+            script()
 
     assert script.calls == 1
 

@@ -254,6 +254,12 @@ def test_manager__refuses_a_wrong_timeout(timeout):
         ErrorRecoveryManager().execute_with_retry_sync(int, timeout_seconds=timeout)
 
 
+def test_manager__refuses_an_empty_name():
+    """An empty name is a slip, and not the wish for a circuit that nobody else can find."""
+    with pytest.raises(ValueError, match=r"name must be a text of one character or more, not ''"):
+        ErrorRecoveryManager("")
+
+
 @both
 def test_provider__one_name_shares_one_circuit(form):
     """All objects of one provider share its circuit; other providers are not affected."""
