@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -101,6 +102,37 @@ class Processes(list[Process]):
         return sum((Counter(found) for found in self.ask("events")), Counter())
 
 
+class Running:
+    """A call under way, in a thread."""
+
+    def __init__(self, breaker: Any) -> None:
+        self.breaker = breaker
+        self.news: queue.Queue[str] = queue.Queue()
+        self.orders: queue.Queue[str] = queue.Queue()
+
+    def begin(self) -> str:
+        threading.Thread(target=self._call, daemon=True).start()
+        return self.news.get(timeout=30)
+
+    def end(self, kind: str) -> str:
+        self.orders.put(kind)
+        return self.news.get(timeout=30)
+
+    def _service(self) -> None:
+        self.news.put("running")
+        kind = self.orders.get(timeout=600)
+        if kind != "fine":
+            raise {"fail": ConnectionError, "exit": SystemExit}[kind]
+
+    def _call(self) -> None:
+        try:
+            self.breaker.call(self._service)
+        except BaseException as error:
+            self.news.put(type(error).__name__)
+        else:
+            self.news.put("fine")
+
+
 class Worker:
     """What runs in a process."""
 
@@ -109,6 +141,7 @@ class Worker:
 
         self.fields = circuit
         self.breakers: dict[str, Any] = {}
+        self.running: dict[str, Running] = {}
         self.events: Counter[str] = Counter()
         for kind in ("opened", "half_opened", "closed"):
             getattr(signals, f"circuit_{kind}").connect(self._heard(kind), weak=False)
@@ -135,6 +168,8 @@ class Worker:
         def service() -> None:
             if kind == "fail":
                 raise ConnectionError("down")
+            if kind == "slow":
+                time.sleep(0.06)
 
         try:
             self.breaker(name).call(service)
@@ -166,8 +201,28 @@ class Worker:
     def do_events(self) -> dict[str, int]:
         return dict(self.events)
 
-    def do_operate(self, name: str, action: str) -> None:
-        getattr(self.breaker(name), action)()
+    def do_operate(self, name: str, action: str, at: float = 0.0, **arguments: Any) -> None:
+        time.sleep(max(at - time.time(), 0))
+        getattr(self.breaker(name), action)(**arguments)
+
+    def do_declare(self, name: str, **fields: Any) -> None:
+        """Give a circuit values of its own, and read what there is."""
+        from resilience import CircuitBreaker
+
+        self.breakers[name] = CircuitBreaker(name, **{**self.fields, **fields})
+        _ = self.breakers[name].state
+
+    def do_stats(self, name: str) -> dict[str, Any]:
+        stats = self.breaker(name).get_stats()
+        return {**stats, "now": time.time()}
+
+    def do_begin(self, name: str) -> str:
+        """Begin a call that ends when the tests say so."""
+        self.running[name] = Running(self.breaker(name))
+        return self.running[name].begin()
+
+    def do_end(self, name: str, kind: str) -> str:
+        return self.running.pop(name).end(kind)
 
     def do_hang(self, name: str) -> None:
         """Begin a probe and never end it."""
