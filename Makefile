@@ -29,10 +29,10 @@ $(VENV)/.installed-%: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.installed-demo ## break everything on purpose on real data, in about two minutes
-	@$(BIN)/python manage.py demo
+	@$(BIN)/python manage.py demo $(ARGS)
 
 demo-serve: $(VENV)/.installed-demo ## keep a server up with live data, to look at the dashboard
-	@$(BIN)/python manage.py demo_serve
+	@$(BIN)/python manage.py demo_serve $(ARGS)
 
 test: $(VENV)/.installed-test ## run the tests, with every server found on this machine
 	$(PYTEST) --quiet $(SIDE_BY_SIDE) $(ARGS)

@@ -135,7 +135,8 @@ RESILIENCE = {
     **from_env(env),
     "POLICIES": {
         "labelling": {
-            "retry": {"max_attempts": 5, "delay": 0.05, "max_delay": 0.5},
+            # With 30 % of the calls failing, one in 15,000 fails eight times in a row.
+            "retry": {"max_attempts": 8, "delay": 0.05, "max_delay": 0.5},
             "circuit": {
                 "failure_rate_threshold": 0.7,
                 "minimum_calls": 20,
@@ -143,8 +144,8 @@ RESILIENCE = {
                 "recovery_timeout": 2.0,
                 "success_threshold": 2,
             },
-            "timeout": 0.4,
-            "deadline": 5.0,
+            "timeout": 0.8,
+            "deadline": 10.0,
             "fallback": "project.demo.labelling.guess_label",
         }
     },

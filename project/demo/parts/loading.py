@@ -10,6 +10,7 @@ from rich.table import Table
 from project.demo import digits
 from project.demo.models import Digit, Source
 from project.demo.parts.report import Report
+from project.demo.processes import Family
 from resilience import safe_bulk_insert
 
 __all__ = ["load_digits_with_damage"]
@@ -25,7 +26,7 @@ _DAMAGE: dict[int, tuple[str, dict[str, Any]]] = {
 }
 
 
-def load_digits_with_damage(report: Report) -> None:
+def load_digits_with_damage(report: Report, family: Family) -> None:
     """Store every good row and list every bad one."""
     report.begin("a. Bulk insert", "1,797 digits go into the database in one call; six damaged rows are mixed in.")
     source, _ = Source.objects.get_or_create(name="scikit-learn")
@@ -33,9 +34,12 @@ def load_digits_with_damage(report: Report) -> None:
 
     with report.progress() as progress:
         bar = progress.add_task("rows", total=total, note="")
-        stored, failed = safe_bulk_insert(
-            Digit, _with_damage(source.pk), batch_size=500, progress=lambda done, _: progress.update(bar, completed=done)
-        )
+
+        def show(done: int, _: int | None) -> None:
+            family.heed()
+            progress.update(bar, completed=done)
+
+        stored, failed = safe_bulk_insert(Digit, _with_damage(source.pk), batch_size=500, progress=show)
 
     table = Table("row", "what was wrong", "kind", "what the report says")
     for failure in failed:

@@ -40,8 +40,7 @@ class Command(BaseCommand):
         try:
             with Family(settings.VAR_DIR / "demo.log") as family:
                 _start_afresh()
-                family.heed()
-                load_digits_with_damage(report)
+                load_digits_with_damage(report, family)
                 spend_together(report, family)
                 compare_calls(report, family, pace=0.5 if options["quick"] else 1.0)
                 train_through_kills(report, family)

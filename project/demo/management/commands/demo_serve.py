@@ -15,6 +15,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
+from django.urls import reverse
 
 from project.demo import digits, labelling, tasks
 from project.demo.models import Digit, Source
@@ -43,7 +44,7 @@ class Command(BaseCommand):
                 call_command("migrate", verbosity=0)
                 _load_digits()
                 _start(family, port)
-                self.stdout.write(f"The dashboard: http://127.0.0.1:{port}/admin/")
+                self.stdout.write(f"The dashboard: http://127.0.0.1:{port}{reverse('admin:resilience_circuit_changelist')}")
                 self.stdout.write(_account())
                 self.stdout.write("Ctrl-C ends the server and everything it started.")
                 _keep_busy(seconds, family)
@@ -75,7 +76,7 @@ def _start(family: Family, port: int) -> None:
     """
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise CommandError(f"Port {port} is taken. Choose another: python manage.py demo_serve --port {port + 1}")
+            raise CommandError(f'Port {port} is taken. Choose another: make demo-serve ARGS="--port {port + 1}"')
     server = family.start_quietly("manage.py", "runserver", "--noreload", "--insecure", f"127.0.0.1:{port}")
     while True:
         with suppress(requests.RequestException):
