@@ -23,6 +23,7 @@ from django.core.exceptions import SuspiciousFileOperation
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage
 
+from resilience.calls.classify import classify
 from resilience.exceptions import CheckpointError
 from resilience.runs.arrays import CHUNK
 from resilience.runs.formats import Sink
@@ -70,6 +71,8 @@ def save(storage: Storage, name: str, write: Callable[[Sink], None]) -> SavedFil
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:
+        if classify(error).is_control_flow:
+            raise  # a time limit strikes anywhere, and is no fault of the disk
         raise CheckpointError(
             f"The checkpoint could not be stored ({type(error).__name__}: {_reason(error)}). "
             "The state is unharmed and the checkpoint before it is kept: free the disk or repair the storage.",
@@ -225,6 +228,8 @@ def _source(storage: Storage, name: str) -> Iterator[IO[bytes]]:
     try:
         file = storage.open(name, "rb")
     except Exception as error:
+        if classify(error).is_control_flow:
+            raise
         if isinstance(error, FileNotFoundError) or _is_gone(storage, name):
             raise CheckpointError("The checkpoint's file is gone. Use the checkpoint before it.", "damaged") from error
         raise _unreachable(error) from error
@@ -237,8 +242,10 @@ def _source(storage: Storage, name: str) -> Iterator[IO[bytes]]:
 def _is_gone(storage: Storage, name: str) -> bool:
     try:
         return not storage.exists(name)
-    except Exception:  # noqa: BLE001  # a storage that cannot tell has not said that the file is gone
-        return False
+    except Exception as error:
+        if classify(error).is_control_flow:
+            raise
+        return False  # a storage that cannot tell has not said that the file is gone
 
 
 def _verify(file: IO[bytes], size: int, sha256: str) -> None:

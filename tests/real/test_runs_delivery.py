@@ -7,6 +7,7 @@ import pytest
 from resilience import open_run
 from resilience.runs.models import Run
 from tests.real.runs_scenes import Scene
+from tests.real.runs_training import expected
 from tests.real.runs_workers import LIMIT
 from tests.servers import wait_until
 
@@ -32,11 +33,13 @@ SLICES = {"RUNS_OPTIONS": {"max_slice": 0.5}, "RUNS_PAUSE": "0.3"}
 
 
 # Not over the filesystem: Kombu reads files that are still being written, and loses them; see docs/runs.md.
+@pytest.mark.parametrize("recycling", ["--max-tasks-per-child", "--max-memory-per-child"])
 @pytest.mark.parametrize("scene", [("redis", "postgresql", SLICES)], ids=["redis-postgresql"], indirect=True)
-def test_slices__follow_one_another_without_a_sweeper(scene: Scene) -> None:
+def test_slices__follow_one_another_without_a_sweeper(scene: Scene, recycling: str) -> None:
     """A long run is worked off in slices, each in a new child: each publishes the next message, the caller gets the whole's result."""
     fleet = scene.fleet
-    fleet.worker("--max-tasks-per-child", "1", wait=False)
+    # One message, or one kilobyte: a child has used that up after each slice.
+    fleet.worker(recycling, "1", wait=False)
 
     result = fleet.python("print(tests.real.runs_app.train.delay(1, 6).get(timeout=50))")
 
@@ -46,6 +49,27 @@ def test_slices__follow_one_another_without_a_sweeper(scene: Scene) -> None:
     # When the last slice is over with the last step, one more child only ends the run.
     assert len({words[3] for words in fleet.lines()}) in {run.attempts, run.attempts - 1}
     assert sum(fleet.steps().values()) == 6
+
+
+#: Three seconds of work with a limit of one.
+SOFT = {"RUNS_OPTIONS": {"soft_time_limit": 1, "lease": 5.0, "max_stalled_attempts": 1}, "RUNS_PAUSE": "0.1"}
+
+
+@pytest.mark.parametrize("scene", [("redis", "postgresql", SOFT)], ids=["redis-postgresql"], indirect=True)
+def test_soft_time_limit__of_a_real_worker_ends_a_slice(scene: Scene) -> None:
+    """Celery's limit strikes anywhere in a step: what is committed stands, the next message goes on, no attempt is counted."""
+    fleet = scene.fleet
+    fleet.call("train", 1, 30)
+    fleet.worker(wait=False)
+
+    run = scene.finish()
+
+    assert run.result == expected(30)
+    assert scene.ledger() == list(range(30))
+    assert run.interruptions >= 1
+    assert not run.errors, str(run.errors) + scene.fleet.logs()
+    assert run.attempts == run.interruptions + 1
+    assert sum(fleet.steps().values()) - 30 <= run.interruptions
 
 
 @pytest.mark.parametrize("scene", [("filesystem", "sqlite")], ids=["filesystem-sqlite"], indirect=True)

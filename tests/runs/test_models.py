@@ -15,35 +15,57 @@ from resilience.runs.operations import TRANSITIONS
 pytestmark = pytest.mark.django_db
 
 ACTIONS = ["pause", "resume", "cancel", "retry", "skip"]
-#: What each action makes of each status; a running run is held by a live worker, a lost one by a dead one.
+#: What is so: the status, what its worker was asked and has not done yet, and whether that worker is dead.
+SITUATIONS = {
+    "queued": ("queued", "", False),
+    "running": ("running", "", False),
+    "pausing": ("running", "pause", False),
+    "cancelling": ("running", "cancel", False),
+    "lost": ("running", "", True),
+    "lost and pausing": ("running", "pause", True),
+    "lost and cancelling": ("running", "cancel", True),
+    "paused": ("paused", "", False),
+    "finished": ("finished", "", False),
+    "failed": ("failed", "", False),
+    "cancelled": ("cancelled", "", False),
+}
+#: What each action makes of it; what is not there is refused. An interrupted run is queued.
 EXPECTED = {
     "queued": {"pause": "paused", "cancel": "cancelled"},
-    "running": {"pause": "running", "cancel": "running"},
+    "running": {"pause": "pausing", "cancel": "cancelling"},
+    "pausing": {"pause": "pausing", "resume": "running", "cancel": "cancelling"},
+    "cancelling": {"cancel": "cancelling"},
     "lost": {"pause": "paused", "cancel": "cancelled"},
+    "lost and pausing": {"resume": "queued", "cancel": "cancelled", "skip": "queued"},
+    "lost and cancelling": {"retry": "queued"},
     "paused": {"resume": "queued", "cancel": "cancelled", "skip": "queued"},
     "finished": {},
     "failed": {"cancel": "cancelled", "retry": "queued", "skip": "queued"},
     "cancelled": {"retry": "queued"},
 }
+#: Whoever asks about a lost run finds out that it is lost: it is queued again, or what its worker was asked.
+FOUND = {"lost": "queued", "lost and pausing": "paused", "lost and cancelling": "cancelled"}
 
 
-def run_in(status: str) -> Run:
-    """A run in a status; "lost" is running with its lease over."""
-    run = Run.objects.create(key="a", status="queued" if status in {"running", "lost"} else status)
-    if status in {"running", "lost"}:
+def run_in(situation: str) -> Run:
+    """A run in a situation."""
+    status, request, is_lost = SITUATIONS[situation]
+    run = Run.objects.create(key="a", status="queued" if status == "running" else status)
+    if status == "running":
         assert take(run, "default", statuses=("queued",)) is not None
-    if status == "lost":
+        Run.objects.update(request=request)
+    if is_lost:
         Run.objects.update(lease_expires_at=DatabaseNow(-1))
     run.refresh_from_db()
     return run
 
 
-@pytest.mark.parametrize("status", EXPECTED)
+@pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("action", ACTIONS)
-def test_operations__legal_ones_only(status: str, action: str) -> None:
+def test_operations__legal_ones_only(situation: str, action: str) -> None:
     """Each action does what the table says, or is refused and changes nothing."""
-    run = run_in(status)
-    expected = EXPECTED[status].get(action)
+    run = run_in(situation)
+    expected = EXPECTED[situation].get(action)
 
     if expected is None:
         with pytest.raises(RunStateError, match=f"Run 'a' cannot {action}"):
@@ -52,17 +74,18 @@ def test_operations__legal_ones_only(status: str, action: str) -> None:
         getattr(run, action)(actor="ann", reason="why")
 
     run.refresh_from_db()
-    # Whoever asks about a lost run finds out that it is lost: it is queued again.
-    untouched = {"running": "running", "lost": "queued"}.get(status, status)
-    assert run.status == (expected or untouched)
-    assert run.request == (action if status == "running" and expected else "")
+    assert (run.status, run.request) == SITUATIONS[expected or FOUND.get(situation, situation)][:2]
+    if expected == "cancelled":
+        assert run.finished_at is not None
+    if expected == "queued":
+        assert run.queued_at is not None
 
 
 def test_operations__table_has_no_more_than_this() -> None:
     """The table in the code and the table above are the same."""
-    legal = {(action, status) for status, row in EXPECTED.items() for action in row if status != "lost"}
+    living = {situation: row for situation, row in EXPECTED.items() if not SITUATIONS[situation][2]}
 
-    assert {key for key in TRANSITIONS if key != ("resume", "running")} == legal
+    assert set(TRANSITIONS) == {(action, SITUATIONS[situation][0]) for situation, row in living.items() for action in row}
 
 
 def test_resume__takes_back_a_pause_that_was_not_obeyed_yet() -> None:
