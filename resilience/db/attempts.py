@@ -21,7 +21,7 @@ from resilience.db.errors import DatabaseErrorInfo, classify_db_error, is_databa
 from resilience.db.outcomes import PATIENCE, KeyTakenError, Ledger, ServerWitness, Verdict, outcome_unknown, settle
 from resilience.db.phases import Phase, TrackedTransaction, drop_connection
 from resilience.db.plans import RetryPlan
-from resilience.db.watches import FenceWatch, fence_others, said_nowait
+from resilience.db.watches import FenceWatch, StatementWatch, fence_others, said_nowait
 from resilience.exceptions import CommitOutcomeUnknownError
 from resilience.redaction import describe_exception, log_exception
 
@@ -46,7 +46,7 @@ class DatabaseCall:
     # Class attributes are what a call without a failure leaves as it is: each one set in `__init__` would cost all calls.
     _attempts = 0
     _ledger: Ledger | None = None
-    _fences: Sequence[tuple[BaseDatabaseWrapper, FenceWatch]] = ()
+    _fences: Sequence[tuple[BaseDatabaseWrapper, StatementWatch]] = ()
     _history = ""
     _primary: Exception | None = None
     #: Set from outside when nobody waits for the value any more; the transaction is then rolled back.
@@ -64,8 +64,7 @@ class DatabaseCall:
 
     def step(self) -> float | None:
         """Make one attempt; return the seconds to wait before the next, or None when `value` is the result."""
-        connection = self._connection
-        plan = self._plan
+        connection, plan = self._connection, self._plan
         if is_in_transaction(connection):
             self._run_inside()
             return None
@@ -135,6 +134,8 @@ class DatabaseCall:
         phase = transaction.phase
         if phase is Phase.AFTER_COMMIT:
             raise exc
+        if transaction.committed:
+            self._fences = [*self._fences, (self._connection, transaction)]
         if isinstance(exc, CommitOutcomeUnknownError) and transaction.outermost:
             verdict = self._settle(exc, witness)
             if verdict is Verdict.COMMITTED:
@@ -165,8 +166,7 @@ class DatabaseCall:
 
     def _is_unsure(self, info: DatabaseErrorInfo, watch: FenceWatch) -> bool:
         """Whether a lost connection leaves open if the last statement, or a COMMIT after it, was carried out."""
-        is_lost = info.ambiguous and info.new_connection and watch.statements > 0
-        return is_lost and watch.may_have_lost_commit(self._plan.using)
+        return bool(watch.statements) and info.ambiguous and info.new_connection and watch.may_have_lost_commit(self._plan.using)
 
     def _settle(self, exc: CommitOutcomeUnknownError, witness: ServerWitness | None) -> Verdict:
         """Find out what became of a lost COMMIT, as far as the plan says how."""
@@ -227,10 +227,10 @@ class DatabaseCall:
         origin = originating_alias(exc) if is_database_error(exc) else None
         if origin is not None and origin != self._plan.using:
             return False
-        return not self._has_worked_elsewhere(exc)
+        return not self._has_left_work(exc)
 
-    def _has_worked_elsewhere(self, exc: Exception) -> bool:
-        """Whether another database holds work of this attempt, which a second attempt would do twice."""
+    def _has_left_work(self, exc: Exception) -> bool:
+        """Whether work of this attempt is stored or open elsewhere, which a second attempt would do twice."""
         for other in connections.all(initialized_only=True):
             if other is not self._connection and other.connection is not None and is_in_transaction(other):
                 annotate(exc, f"Not retried: a transaction is open on {other.alias!r}, which would not be rolled back.")

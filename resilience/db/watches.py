@@ -23,6 +23,9 @@ _ROLLED_BACK = frozenset({"1020", "1180", "1213", "1614", "3101"})
 _LOCK_WAIT_TIMEOUT = "1205"
 #: libpq's transaction states: the transaction has failed, the connection is of no use.
 _FAILED_OR_GONE = frozenset({3, 4})
+#: Statements with which MySQL and MariaDB commit what came before, whatever transaction is open.
+_COMMITTING = ("ALTER", "COMMIT", "CREATE", "DROP", "GRANT", "LOCK", "RENAME", "REVOKE", "TRUNCATE")
+_TEMPORARY = ("CREATE TEMPORARY", "DROP TEMPORARY")
 #: Statements that store nothing by themselves.
 _READS = ("SELECT", "SHOW", "EXPLAIN", "PRAGMA", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "SET")
 
@@ -40,6 +43,8 @@ class StatementWatch:
     is_contained = False
     #: Whether the error stood in a block without a savepoint, which had Django mark the transaction and not say why.
     is_doomed = False
+    #: Something was committed for certain: running the function again would do it twice.
+    committed = False
 
     def end(self, connection: BaseDatabaseWrapper) -> None:
         """Watch no more."""
@@ -50,7 +55,7 @@ class StatementWatch:
     def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         """Run one statement, as Django's execute wrappers do."""
         try:
-            return execute(sql, params, many, context)
+            result = execute(sql, params, many, context)
         except TransactionManagementError:
             raise  # Django's own word for an error that was noted when it happened
         except Error as exc:
@@ -61,14 +66,15 @@ class StatementWatch:
             self.is_contained = not has_ended and any(inner)
             self.is_doomed = bool(inner) and not self.is_contained
             raise
+        if context["connection"].vendor == "mysql" and _commits(sql):
+            self.committed = True
+        return result
 
 
 class FenceWatch(StatementWatch):
     """Notice as well whether anything was committed, or may have been, while a function managed its own transactions."""
 
     statements = 0
-    #: Something was committed for certain: running the function again would do it twice.
-    committed = False
     #: What the last statement raised; None when it succeeded.
     failed: Error | None = None
     #: It stood outside a transaction and was not a mere read.
@@ -141,6 +147,12 @@ def find_damage(connection: BaseDatabaseWrapper, watch: StatementWatch, outermos
     elif connection.vendor == "sqlite" and outermost and not inner.in_transaction:
         broken = "the transaction had ended before its block did"
     return (watch.error or broken) if broken else None
+
+
+def _commits(sql: str) -> bool:
+    """Tell whether MySQL and MariaDB end the transaction with this statement."""
+    opening = str(sql[:40]).lstrip().upper()
+    return opening.startswith(_COMMITTING) and not opening.startswith(_TEMPORARY)
 
 
 def _note_failure(exc: Error, sql: str, connection: BaseDatabaseWrapper) -> bool:

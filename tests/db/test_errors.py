@@ -218,10 +218,10 @@ def test_unknown_error__behind_a_failure_to_connect_does_not_hide_it() -> None:
 
 def test_error__raised_while_another_was_handled_keeps_its_own_meaning() -> None:
     """A duplicate key met while dealing with a deadlock is a duplicate key, and is not tried again."""
-    error = postgresql("23505")
-    error.__context__ = postgresql("40P01")
+    driver = psycopg.errors.UniqueViolation("duplicate key")
+    driver.__context__ = postgresql("40P01")
 
-    assert classify_db_error(error).code == "23505"
+    assert classify_db_error(caused(IntegrityError("duplicate key"), driver)).code == "23505"
 
 
 def test_circular_chain__ends() -> None:

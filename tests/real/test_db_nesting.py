@@ -68,6 +68,45 @@ def test_other_alias__that_something_was_committed_on_forbids_a_second_attempt(i
         assert names(other) == ["elsewhere"]
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize(
+    ("statement", "times"),
+    [
+        ("CREATE TABLE made_here (id int)", 1),
+        ("truncate table testapp_sheet", 1),
+        ("CREATE TEMPORARY TABLE kept_here (id int)", 2),
+    ],
+)
+def test_statement__that_commits_on_mariadb_forbids_a_second_attempt(
+    statement: str, times: int, atomic: bool, mariadb: str
+) -> None:
+    """What came before it is stored: running the function again would store it twice."""
+    open_accounts(mariadb, "a")
+    calls = []
+
+    @db_retry(using=mariadb, atomic=atomic, max_attempts=2, delay=0)
+    def work() -> None:
+        calls.append(1)
+        with transaction.atomic(using=mariadb):
+            add(mariadb, "a")
+            with connections[mariadb].cursor() as cursor:
+                cursor.execute("DROP TEMPORARY TABLE IF EXISTS kept_here")
+                cursor.execute(statement)
+            raise OperationalError(1213, "Deadlock found when trying to get lock")
+
+    try:
+        with pytest.raises(OperationalError) as caught:
+            work()
+    finally:
+        with connections[mariadb].cursor() as cursor:
+            cursor.execute("DROP TABLE IF EXISTS made_here")
+            cursor.execute("DROP TEMPORARY TABLE IF EXISTS kept_here")
+
+    assert len(calls) == times
+    assert balance(mariadb) == (1 if times == 1 else 0)
+    assert ("was committed" in caught.value.__notes__[-1]) is (times == 1)
+
+
 def test_other_alias__that_was_only_read_does_not_hinder(tmp_path: Path) -> None:
     """Reading from a second database is no reason to give up."""
     (tmp_path / "b").mkdir()
