@@ -154,3 +154,42 @@ def test_redeclare__in_another_cache_takes_the_state_from_there(settings: Any, f
     settings.RESILIENCE = {"CACHE": "after"}
 
     assert is_refused(breaker)
+
+
+def down(_: object) -> None:
+    raise ConnectionError
+
+
+def test_child__of_a_process_whose_cache_was_away_asks_for_itself(fake_clock: FakeClock) -> None:
+    """It may be a fresh worker that can connect; what its parent has still to tell is told by the parent."""
+    cache = WatchedCache("default")
+    told: list[object] = []
+    with pytest.raises(StoreUnavailableError):
+        cache.run("get", down)
+
+    cache.start_over()
+
+    assert cache.run("get", lambda _: "an answer") == "an answer"
+    signals.circuit_store_failed.connect(receiver := lambda **kwargs: told.append(kwargs))
+    cache.tell_news()
+    signals.circuit_store_failed.disconnect(receiver)
+    assert told == []
+
+
+def test_child__does_not_wait_for_a_thread_of_its_parent(fake_clock: FakeClock) -> None:
+    """A lock that was held at the moment of the fork is held for ever."""
+    cache = WatchedCache("default")
+    outcomes: list[str] = []
+
+    def work() -> None:
+        with suppress(StoreUnavailableError):
+            cache.run("get", down)
+        outcomes.append("went on")
+
+    with cache._lock:
+        cache.start_over()
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        worker.join(10)
+
+    assert outcomes == ["went on"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -166,6 +169,61 @@ def test_opened__again_by_the_late_probe_of_an_earlier_half_open_time(fleet: Fle
 
     end(breaker, probe, Outcome.SUCCESS)
     assert breaker.state == "closed"
+
+
+def test_probe__that_is_quick_closes_where_slowness_opens(fleet: Fleet) -> None:
+    """Only slow probes prove nothing."""
+    breaker = half_open(fleet, slow_call_duration=4, slow_call_rate_threshold=0.5, success_threshold=1)
+
+    breaker.call(fleet.advance, 3)
+
+    assert breaker.state == "closed"
+
+
+def test_warning__is_not_for_a_call_after_the_probe(local_fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """A call that comes after a probe of its own request, and meets another request's, is refused without a word."""
+    breaker = half_open(local_fleet, success_threshold=3)
+    succeed(breaker)
+    contextvars.Context().run(begin, local_fleet.member(failure_threshold=1))
+
+    assert is_refused(breaker)
+
+    assert not [record for record in caplog.records if "its own probe" in record.getMessage()]
+
+
+def test_alone__two_threads_do_not_take_one_place(alone: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cache is there to choose between them."""
+    breaker = half_open(alone)
+    both_ask, take = threading.Barrier(2), breaker.circuit._take_lease
+    decided: list[object] = []
+
+    def slowly(*args: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            both_ask.wait(0.2)
+        return take(*args)
+
+    monkeypatch.setattr(breaker.circuit, "_take_lease", slowly)
+    threads = [threading.Thread(target=lambda: decided.append(breaker._admit())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(type(decision).__name__ for decision in decided) == ["CircuitOpenError", "Permit"]
+
+
+def test_refused__callers_that_waited_for_one_answer_do_not_ask_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that queued up behind the one that asked for a place take its answer."""
+    begin(half_open(fleet))
+    waiting = fleet.member(failure_threshold=1)
+    assert is_refused(waiting)
+    asked: list[str] = []
+    monkeypatch.setattr(waiting.circuit.store, "run", lambda operation, act: asked.append(operation))
+
+    refused = waiting.circuit.probe(waiting.circuit.view)
+
+    assert isinstance(refused, CircuitOpenError)
+    assert asked == []
 
 
 def _raise(message: str) -> None:

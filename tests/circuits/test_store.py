@@ -109,6 +109,31 @@ def test_count__of_a_cache_that_keeps_nothing_is_no_count(forgetful: CircuitStor
         forgetful.add_to("key", 3, 60, exists=exists)
 
 
+@pytest.mark.parametrize("publish", ["vote", "publish_first"])
+def test_record__of_a_cache_that_keeps_nothing_is_no_agreement(forgetful: CircuitStore, publish: str) -> None:
+    """Neither added nor there: the process goes on by itself."""
+    with pytest.raises(StoreUnavailableError):
+        getattr(forgetful, publish)("mail", machine.birth(1.0))
+
+
+def test_record__of_two_that_begin_at_once_is_the_first_ones(fleet: Fleet) -> None:
+    """Two processes find an empty cache; the slower takes over what the quicker wrote."""
+    quicker, slower = machine.birth(1.0), machine.birth(2.0)
+
+    assert CircuitStore(fleet.alias).publish_first(fleet.name, quicker) is quicker
+    assert CircuitStore(fleet.alias).publish_first(fleet.name, slower) == quicker
+
+
+def test_lease__whose_key_holds_something_foreign_is_nobodys(fleet: Fleet) -> None:
+    """Another program's value under the key is no error of the call."""
+    circuits = CircuitStore(fleet.alias)
+    lease = circuits.take_lease(fleet.name, 1, 0, "token", 60)
+    assert isinstance(lease, Lease)
+    caches[fleet.alias].set(keys.lease_key(fleet.name, 1, 0), "foreign", 60)
+
+    assert not circuits.owns_lease(fleet.name, 1, lease)
+
+
 def test_count__evicted_in_the_middle_begins_again(fleet: Fleet) -> None:
     """A key that was seen and is gone is made anew, with what there is to add."""
     circuits = CircuitStore(fleet.alias)
