@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,19 @@ def test_demo_serve__shows_the_pages_to_the_user_it_made(tmp_path: Path) -> None
         server.wait(60)
 
     wait_until(lambda: processes_of(folder) == [], 10, lambda: f"still there: {processes_of(folder)}")
+
+
+def test_demo_serve__names_a_port_that_is_taken(tmp_path: Path) -> None:
+    """Where somebody else serves already, nothing is started, and the error tells how to choose another port."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "manage.py", "demo_serve", "--port", str(port)]
+        served = subprocess.run(
+            command, cwd=ROOT, env=environment(tmp_path / "var"), capture_output=True, text=True, timeout=120, check=False
+        )
+
+    assert served.returncode == 1
+    assert (
+        served.stderr.strip() == f'CommandError: Port {port} is taken. Choose another: make demo-serve ARGS="--port {port + 1}"'
+    )
+    assert processes_of(tmp_path / "var") == []
