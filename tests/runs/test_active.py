@@ -11,6 +11,7 @@ from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs import store
 from resilience.runs.leases import DatabaseNow, take
 from resilience.runs.models import Checkpoint, Run, RunEffect
+from resilience.runs.options import RunConfig
 from tests.testapp.models import RunsLedger
 
 pytestmark = pytest.mark.django_db
@@ -432,3 +433,34 @@ def test_steps__body_that_swallows_the_interruption_is_not_taken_for_finished(go
     row = Run.objects.get(key="swallow")
     assert (row.status, row.step) == ("paused", 2)
     assert load_checkpoint("swallow") == 2
+
+
+def test_options__default_to_what_the_docs_promise() -> None:
+    """Who sets nothing saves at each step, keeps three, holds for a minute, and fails after three attempts that got nowhere."""
+    config = RunConfig()
+
+    assert (config.every, config.every_seconds, config.keep_last, config.keep_best) == (1, None, 3, None)
+    assert (config.lease, config.max_slice, config.max_stalled_attempts, config.on_config_change) == (60, None, 3, "fail")
+    assert store.INLINE_LIMIT == 65_536
+
+
+def test_once__keys_are_those_of_one_run() -> None:
+    """An effect of one run does not keep another run's from happening."""
+    for key in ("a", "b"):
+        with open_run(key) as run:
+            run.once("invoice", lambda: RunsLedger.objects.create(number=1, step=0) and None)
+
+    assert RunsLedger.objects.count() == 2
+
+
+def test_cancel__inside_a_step_is_obeyed_at_its_end_with_the_state_given_last() -> None:
+    """A cancelled run keeps what it has, whatever `every` says, and can be taken up again."""
+    with open_run("a", every=100) as run:
+        for step in run.steps(50):
+            run.checkpoint({"step": step})
+            if step == 6:
+                Run.objects.get().cancel()
+
+    row = Run.objects.get()
+    assert (row.status, row.step) == ("cancelled", 6)
+    assert load_checkpoint("a") == {"step": 6}
