@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -694,3 +695,60 @@ def test_cost__counts_that_are_gone_take_no_fifth_operation(counting: Fleet, mon
     succeed(breaker)
 
     assert asked == ["get_many", "incr", "add", "incr"]
+
+
+def test_event__of_an_opening_that_a_look_brought_about_is_told(counting: Fleet) -> None:
+    """One process's failures and another's successes meet when somebody reads the statistics there: that process tells."""
+    failing, other = (counting.member(failure_rate_threshold=0.5, minimum_calls=6) for _ in range(2))
+    assert other.state == "closed"
+    fail(failing, 3)
+    succeed(other, 3)
+    assert counting.events == []
+
+    other.get_stats()
+
+    assert counting.events == ["open"]
+    assert is_refused(other)
+
+
+def test_window__successes_count_from_when_they_were_made(counting: Fleet) -> None:
+    """However late they are told: with long intervals a success is not as old as the last look at the cache."""
+    breaker = counting.member(failure_rate_threshold=0.5, failure_window=60.0, sync_interval=30.0)
+    assert breaker.state == "closed"
+    counting.advance(29)
+    succeed(breaker, 5)
+
+    counting.advance(40)
+
+    assert breaker.get_stats()["success_count"] == 5
+
+
+async def test_loop__the_cache_is_asked_in_a_thread(settings: Any, fake_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First calls, refreshes, failures, probes: none of them holds the event loop up."""
+    monkeypatch.setattr(CircuitStore, "may_block", True)
+    fleet = Fleet("default", fake_clock)
+    breaker = fleet.member(failure_threshold=2, success_threshold=1)
+    run, asked_in = breaker.circuit.store.run, list[int]()
+
+    def noted(operation: str, act: Any) -> Any:
+        asked_in.append(threading.get_ident())
+        return run(operation, act)
+
+    async def fine() -> None: ...
+
+    async def broken() -> None:
+        raise ServiceError
+
+    monkeypatch.setattr(breaker.circuit.store, "run", noted)
+    for _ in range(3):
+        await breaker.acall(fine)
+        fleet.advance(1)
+    for _ in range(2):
+        with pytest.raises(ServiceError):
+            await breaker.acall(broken)
+    fleet.advance(10)
+    await breaker.acall(fine)
+
+    assert fleet.events == ["open", "half_open", "close"]
+    assert len(asked_in) > 5
+    assert threading.get_ident() not in asked_in

@@ -1,4 +1,4 @@
-"""Circuits whose settings change under them, and what people see while a circuit is busy."""
+"""Circuits whose settings change under them, and what others do while one call asks the cache."""
 
 from __future__ import annotations
 
@@ -147,3 +147,29 @@ def test_looking__leaves_the_circuit_usable(local_fleet: Fleet) -> None:
 
     assert [(stats["failure_count"], stats["success_count"]) for stats in seen] == [(2, 3)] * 2
     assert succeed(breaker) == "fine"
+
+
+def test_calling__beside_one_that_asks_the_cache_goes_on_for_two_intervals_and_no_longer(
+    frozen: Any, fake_clock: FakeClock
+) -> None:
+    """One caller asks for all; but nobody is let through on knowledge older than two intervals."""
+    breaker = CircuitBreaker("beside", cache="frozen", sync_interval=1.0)
+    succeed(breaker)
+    frozen.asked.clear()
+    frozen.thawed.clear()
+    fake_clock.advance(1.5)
+    asking = in_thread(lambda: succeed(breaker))
+    assert frozen.asked.wait(BOUND)
+
+    early = in_thread(lambda: succeed(breaker))
+    early.join(BOUND)
+    assert not early.is_alive()
+    fake_clock.advance(0.5)
+    late = in_thread(lambda: succeed(breaker))
+    late.join(0.2)
+    assert late.is_alive()
+
+    frozen.thawed.set()
+    for caller in (asking, late):
+        caller.join(BOUND)
+        assert not caller.is_alive()

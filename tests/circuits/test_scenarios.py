@@ -122,6 +122,36 @@ def test_closed__slow_calls_open_whether_they_fail_or_not(fleet: Fleet) -> None:
     assert breaker.state == "open"
 
 
+def test_closed__slow_failures_are_slow_calls_too(fleet: Fleet) -> None:
+    """7: a service that takes its time to fail is as slow as one that takes it to answer."""
+    breaker = fleet.member(slow_call_duration=4, slow_call_rate_threshold=0.5, minimum_calls=4, failure_threshold=100)
+
+    def service() -> None:
+        fleet.advance(5)
+        raise ServiceError
+
+    succeed(breaker, 2)
+    for _ in range(2):
+        assert breaker.state == "closed"
+        with pytest.raises(ServiceError):
+            breaker.call(service)
+
+    assert breaker.state == "open"
+    assert breaker.get_stats()["transitions"][-1]["reason"] == "2 of 4 calls took 4 s or longer"
+
+
+def test_closed__again_a_rate_begins_at_nothing(fleet: Fleet) -> None:
+    """48: the first calls after the recovery are judged by themselves."""
+    breaker = half_open(fleet, failure_rate_threshold=1.0, minimum_calls=1, success_threshold=1)
+    succeed(breaker)
+
+    succeed(breaker, 2)
+    fail(breaker)
+
+    stats = breaker.get_stats()
+    assert (stats["state"], stats["failure_count"], stats["success_count"]) == ("closed", 1, 2)
+
+
 @pytest.mark.parametrize(("calls", "state"), [(9, "closed"), (10, "open")])
 def test_closed__minimum_and_rate_reached_exactly_are_enough(fleet: Fleet, calls: int, state: str) -> None:
     """8, 12, 14: one call below the minimum nothing opens; at the minimum the rate itself is enough."""
