@@ -121,7 +121,7 @@ class CircuitAdmin(CircuitActions):
             "value": encode_name(row.name),
             "url": self.address("circuit_change", encode_name(row.name)),
             "meter": level_meter(row),
-            "calls": circuits.calls_text(row),
+            "calls": circuits.calls_parts(row),
             "probe_at": clock.time() + row.retry_after if row.retry_after is not None else None,
             "error": visible(fleet.error_text(row.last_error)),
             "timeline": draw_timeline(stats),

@@ -20,7 +20,7 @@ from resilience.dashboard.formatting import percent, visible
 __all__ = [
     "STATES",
     "CircuitRow",
-    "calls_text",
+    "calls_parts",
     "fingerprint",
     "row",
     "timeline",
@@ -173,19 +173,19 @@ def row(stats: Mapping[str, Any]) -> CircuitRow:
     )
 
 
-def calls_text(row: CircuitRow) -> str:
+def calls_parts(row: CircuitRow) -> list[str]:
     """Return the calls in the window in words; what did not happen is left out.
 
     Example:
-        >>> calls_text(row({"name": "mail", "success_count": 7, "slow_count": 1}))
-        '7 good · 0 failed · 1 slow'
+        >>> calls_parts(row({"name": "mail", "success_count": 7, "slow_count": 1}))
+        ['7 good', '0 failed', '1 slow']
     """
     parts = [_("%(count)d good") % {"count": row.success}, _("%(count)d failed") % {"count": row.failure}]
     if row.ignored:
         parts.append(_("%(count)d ignored") % {"count": row.ignored})
     if row.slow:
         parts.append(_("%(count)d slow") % {"count": row.slow})
-    return " · ".join(parts)
+    return parts
 
 
 def timeline(stats: Mapping[str, Any], now: float, minutes: int = 20) -> tuple[list[str], list[int]]:
