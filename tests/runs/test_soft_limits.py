@@ -39,8 +39,8 @@ def striking(at: int, lines: list[str]) -> Callable[..., Any]:
         return count
 
     def enter(frame: FrameType, event: str, argument: Any) -> Any:
-        # What strikes after the commit, while old files are deleted, Django's `on_commit(robust=True)` takes for itself.
-        is_after = any(each.f_code.co_name == "delete_files" for each, _ in traceback.walk_stack(frame))
+        # What strikes after the commit, as while old files are deleted, Django's `on_commit(robust=True)` takes for itself.
+        is_after = any(each.f_code.co_name == "run_and_clear_commit_hooks" for each, _ in traceback.walk_stack(frame))
         return count if frame.f_code.co_filename.startswith(ROOM) and not is_after else None
 
     return enter
