@@ -12,9 +12,9 @@ import pytest
 from django.db import DatabaseError, DataError, InterfaceError, InternalError, OperationalError, ProgrammingError
 from django.db.utils import IntegrityError
 
-from resilience import CommitOutcomeUnknownError, ErrorKind, TransactionBrokenError, classify_db_error
+from resilience import CommitOutcomeUnknownError, ErrorKind, OperationTimeoutError, TransactionBrokenError, classify_db_error
 from resilience.calls import database_rules
-from resilience.db.errors import DatabaseErrorInfo, is_database_error, masked_error, register_db_classifier
+from resilience.db.errors import DatabaseErrorInfo, interrupt_behind, is_database_error, masked_error, register_db_classifier
 
 
 def caused(outer: BaseException, cause: BaseException) -> BaseException:
@@ -222,6 +222,18 @@ def test_error__raised_while_another_was_handled_keeps_its_own_meaning() -> None
     driver.__context__ = postgresql("40P01")
 
     assert classify_db_error(caused(IntegrityError("duplicate key"), driver)).code == "23505"
+
+
+def test_interrupt__is_what_broke_in_and_not_what_the_network_did() -> None:
+    """A time limit behind a database error counts, although it is an OSError to Python; a reset connection does not."""
+    limit = OperationTimeoutError("work", 1.0)
+    struck, reset = OperationalError("half done"), OperationalError("lost")
+    struck.__context__, reset.__context__ = limit, ConnectionResetError("reset by peer")
+
+    assert isinstance(limit, OSError)
+    assert interrupt_behind(struck, None) is limit
+    assert interrupt_behind(reset, None) is None
+    assert interrupt_behind(struck, limit) is None
 
 
 def test_circular_chain__ends() -> None:

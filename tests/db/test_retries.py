@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from django.db import IntegrityError, NotSupportedError, OperationalError, conne
 from django.test import override_settings
 from django.utils.connection import ConnectionDoesNotExist
 
-from resilience import TransactionBrokenError, adb_retry, clock, db_retry, signals
+from resilience import CommitOutcomeUnknownError, TransactionBrokenError, adb_retry, clock, db_retry, signals
 from resilience.calls.deadlines import deadline_scope
 from resilience.calls.nesting import gave_up
 from resilience.db.models import IdempotencyKey
@@ -255,6 +256,25 @@ def test_on_retry__lets_a_time_limit_out() -> None:
 
     with pytest.raises(SoftTimeLimitExceeded):
         db_retry(on_retry=struck)(work)()
+
+
+@pytest.fixture
+def away() -> Iterator[str]:
+    """The alias of a server that is not there, in a project that commits by hand on it."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    settings = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": port, "NAME": "x"}
+    connections.databases["away"] = connections.configure_settings({"default": {}, "away": settings})["away"]
+    yield "away"
+    del connections.databases["away"]
+    delattr(connections._connections, "away")  # type: ignore[attr-defined]  # as Django has no way to forget one
+
+
+def test_other_database__that_was_never_opened_holds_no_work(away: str) -> None:
+    """It does not hinder a second attempt, even where transactions are managed by hand."""
+    connections[away].settings_dict["AUTOCOMMIT"] = False
+
+    assert db_retry(failing(LOCKED))() == 2
 
 
 @pytest.mark.parametrize("atomic", [True, False])
@@ -549,6 +569,46 @@ def test_not_atomic__notices_a_commit_after_which_switching_back_to_autocommit_f
 
     assert names() == ["once"]
     assert "Part of the work was committed" in caught.value.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls", "notes"),
+    [
+        (True, 1, []),
+        (False, 2, []),
+        (None, 1, []),
+        (
+            ConnectionError("the search index is away"),
+            1,
+            ["Asking what became of it failed: ConnectionError: the search index is away"],
+        ),
+    ],
+)
+def test_not_atomic__settles_a_commit_that_the_function_lost(
+    answer: bool | Exception | None, calls: int, notes: list[str]
+) -> None:
+    """verify= decides; without one, or when it fails, the outcome stays unknown and nothing is run again."""
+    run: list[int] = []
+
+    def verify() -> bool:
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    @db_retry(atomic=False, verify=None if answer is None else verify)
+    def work() -> None:
+        run.append(1)
+        if len(run) == 1:
+            raise CommitOutcomeUnknownError("lost", "default")
+
+    if answer in {True, False}:
+        work()
+    else:
+        with pytest.raises(CommitOutcomeUnknownError) as caught:
+            work()
+        assert getattr(caught.value, "__notes__", []) == notes
+
+    assert len(run) == calls
 
 
 def test_not_atomic__may_do_its_part_twice_where_that_does_no_harm() -> None:

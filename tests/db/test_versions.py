@@ -10,6 +10,7 @@ from django.core import serializers
 from django.db import DatabaseError, migrations, models, transaction
 from django.db.migrations.writer import MigrationWriter
 
+from resilience import signals
 from resilience.db.versions import VersionField
 from resilience.exceptions import ConcurrentUpdateError
 from tests.testapp.models import Versioned, VersionedChild
@@ -35,7 +36,13 @@ def test_save__raises_the_version() -> None:
 
 
 def test_save__of_a_stale_reading_fails_and_changes_nothing(pair: tuple[Versioned, Versioned]) -> None:
-    """The second of two savers is told; the first one's work stands, and the second's number in memory too."""
+    """The second of two savers is told, as are metrics; the first one's work stands, and the second's number in memory too."""
+    heard: list[str] = []
+
+    def receive(model: str, **arguments: object) -> None:
+        heard.append(model)
+
+    signals.update_conflicted.connect(receive)
     first, second = pair
     first.number = 1
     first.save()
@@ -44,7 +51,9 @@ def test_save__of_a_stale_reading_fails_and_changes_nothing(pair: tuple[Versione
     with pytest.raises(ConcurrentUpdateError) as caught, transaction.atomic():
         second.save()
 
+    signals.update_conflicted.disconnect(receive)
     assert (caught.value.model, caught.value.pk) == ("testapp.Versioned", second.pk)
+    assert heard == ["testapp.Versioned"]
     assert Versioned.objects.get().number == 1
     assert second.version == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -185,6 +186,23 @@ def test_stopped_server__in_the_body_is_waited_for(
     assert balance(alias) == 2
     assert retried[0][1] == "body"
     assert {phase for _, phase in retried[1:]} == {"connect"}
+
+
+def test_server__that_never_answers_gives_the_failure_to_connect() -> None:
+    """What comes out is that error, with a note that tells of both attempts."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    settings = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": port, "NAME": "x"}
+    connections.databases["away"] = connections.configure_settings({"default": {}, "away": settings})["away"]
+
+    try:
+        with pytest.raises(OperationalError, match="refused") as caught:
+            db_retry(using="away", max_attempts=2, delay=0)(lambda: None)()
+    finally:
+        del connections.databases["away"]
+        delattr(connections._connections, "away")  # type: ignore[attr-defined]  # as Django has no way to forget one
+
+    assert "Given up after 2 attempts" in caught.value.__notes__[-1]
 
 
 def test_immediate_restart__is_survived_within_the_deadline(postgresql: str, postgresql_server: servers.PostgreSQL) -> None:
