@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests import servers
 from tests.real.dashboard_site import (
     CIRCUITS,
     EVIL,
+    OVERVIEW,
     RUNS,
     Browser,
     client_of,
@@ -209,6 +211,30 @@ def test_phone__scrolls_in_one_direction(operator: Browser, site: str, language:
             )
 
     assert {path: elements for path, elements in wide.items() if elements} == {}
+
+
+@pytest.mark.parametrize(("width", "counts"), [(390, False), (1400, True)])
+def test_lists__cut_nothing_off(operator: Browser, site: str, width: int, counts: bool) -> None:
+    """On a phone and on a desk the tables fit, and a desk has room for the counts of the window."""
+    tripped("payments:stripe").open(600, reason="drill")
+    rated = CircuitBreaker("llm:openai", failure_rate_threshold=0.5, minimum_calls=2, failure_window=600, sync_interval=0)
+    rated.call(lambda: 1)
+    for _ in range(3):
+        rated.call(lambda: 1)
+        with suppress(ConnectionError), rated:
+            raise ConnectionError("no route to the model's host after 30 seconds of trying")
+    run_of("embed:catalogue-2026-11", status="cancelled", current=81_300, total=96_000)
+    operator.sets(width=width)
+    over, shown = {}, []
+
+    for path in (CIRCUITS, OVERVIEW, RUNS):
+        operator.get(site + path)
+        boxes = "[...document.querySelectorAll('.rs-scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+        over[path] = operator.execute_script(f"return {boxes}")
+        shown += [part.text for part in operator.find_elements(By.CSS_SELECTOR, ".rs-part") if part.is_displayed()]
+
+    assert {path: pixels for path, pixels in over.items() if any(pixels)} == {}
+    assert ("3 failed" in shown) == counts
 
 
 def test_sorting__is_told_to_a_screen_reader(operator: Browser, site: str) -> None:
