@@ -163,11 +163,6 @@ class Lease:
                 self.is_lost = True
                 raise RunInterrupted("lease_lost")
 
-    def release(self, **values: Any) -> bool:
-        """Give the run back with its new status and values; False when it is no longer ours."""
-        _HELD.pop((self.using, self.run_id), None)
-        return bool(self._mine().update(**RELEASED | values))
-
     def forget(self) -> None:
         """Take no more part in the run."""
         _HELD.pop((self.using, self.run_id), None)

@@ -11,6 +11,7 @@ from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs import leases
 from resilience.runs.leases import DatabaseNow, Lease, take
 from resilience.runs.models import Run
+from resilience.runs.operations import give_back
 
 QUEUED = ("queued",)
 
@@ -80,7 +81,7 @@ def test_write__is_refused_to_whoever_lost_the_run(alias: str) -> None:
     assert second is not None
     row.refresh_from_db()
     assert (row.fence, row.message) == (2, "")
-    assert not lease.release(status="finished")
+    assert not give_back(lease, "finished")
 
 
 def test_transaction__rolls_back_with_its_values(alias: str) -> None:
