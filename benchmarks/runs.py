@@ -220,8 +220,8 @@ def worker_resume(rounds: int) -> float:
 
 
 def loops(quick: bool) -> Iterator[Figure]:
-    rounds = 3 if quick else 7
-    loop = 100 if quick else 300
+    rounds = 3
+    loop = 100 if quick else 1000  # 10 s, so that the run's beginning does not count
     yield Figure("loop of 10 ms steps, a commit a step", overhead(loop, 0.01, rounds, saves=True), 1.0, "%")
     yield Figure(
         "loop of 10 ms steps, a checkpoint a second", overhead(loop, 0.01, rounds, saves=True, every_seconds=1), 1.0, "%"

@@ -115,7 +115,7 @@ def test_circuits__a_thousand_fit_the_page(operator: Client, roomy_cache: None) 
     assert operations <= 20
     assert queries <= 10
     # The goal is 0.3 s on a quiet machine; this is a guard against hanging, and speed is measured elsewhere.
-    assert seconds < 5
+    assert seconds < 60
 
 
 def test_circuits__ask_little_of_each(operator: Client, roomy_cache: None) -> None:
@@ -294,7 +294,7 @@ def test_runs__a_hundred_thousand_fit_the_page(operator: Client) -> None:
     assert size < 150 * 1024
     assert not any("COUNT(" in query["sql"] and "LIMIT" not in query["sql"] for query in captured.captured_queries)
     assert "1000+" in operator.get(RUNS).text
-    assert seconds < 5
+    assert seconds < 60
 
 
 def test_runs__are_turned_by_key(operator: Client) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests import testapp
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,6 +27,8 @@ def snippets(page: Path) -> list[tuple[int, str]]:
 def test_snippets__run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every Python block of a page runs as it stands."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "shop", testapp)  # as the pages call the reader's own app
+    monkeypatch.setitem(sys.modules, "shop.models", testapp.models)
     # A module of its own: two pages may well have a task of the same name.
     namespace: dict[str, object] = {"__name__": f"snippet_{page.stem}"}
     for line, code in snippets(page):
