@@ -65,7 +65,7 @@ def live(log: Path) -> None:
 
 def test_family__ends_every_child_wherever_ctrl_c_arrives(folder: Path) -> None:
     """A SIGINT at any line that starts, awaits or ends children comes out once, and no child is left."""
-    interrupter = Interrupter()
+    interrupter, tracer = Interrupter(), sys.gettrace()
 
     while not interrupter.armed or not interrupter.used:
         interrupter.armed = True
@@ -78,7 +78,7 @@ def test_family__ends_every_child_wherever_ctrl_c_arrives(folder: Path) -> None:
         else:
             came_out = False
         finally:
-            sys.settrace(None)
+            sys.settrace(tracer)
         assert came_out is not interrupter.armed, f"interrupted at {interrupter.last}"
         assert processes_of(folder) == [], f"interrupted at {interrupter.last}"
 

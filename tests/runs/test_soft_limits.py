@@ -54,12 +54,13 @@ def work(key: str, at: int, lines: list[str], update: Callable[[int], Any]) -> A
     attempt = Attempt(*found, RunConfig(keep_last=1), ends_of_slice=(SoftTimeLimitExceeded,))
     with attempt as active:
         for step in active.steps(3):
+            tracer = sys.gettrace()  # that of whoever measures coverage
             if step == 2:
                 sys.settrace(striking(at, lines))
             try:
                 active.checkpoint(update(step))
             finally:
-                sys.settrace(None)
+                sys.settrace(tracer)
     return attempt
 
 
