@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class Rival:
         self._contested = contested
         self._written = 0
         self._side: Background | None = None
+        self._has_written = threading.Event()
 
     def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         """Begin before the seventh batch is written, inside its transaction."""
@@ -75,7 +77,7 @@ class Rival:
     def _meet(self) -> None:
         Account.objects.using(self._alias).select_for_update().get(name="held")
         self._side = Background(self._work)
-        servers.wait_until(lambda: waits_for_lock(self._server))
+        servers.wait_until(lambda: self._has_written.is_set() and waits_for_lock(self._server))
 
     def _work(self) -> None:
         with self._session() as peer:
@@ -87,6 +89,7 @@ class Rival:
                 "INSERT INTO testapp_ware (code, name, quantity, price, added) VALUES (%s, 'rival', 0, 0, now())",
                 [f"c{self._contested}"],
             )
+            self._has_written.set()
             peer.execute("SELECT id FROM testapp_account WHERE name = 'held' FOR UPDATE")
             peer.execute(self._end)
 
