@@ -69,9 +69,11 @@ def waits_for_lock(server: servers.PostgreSQL | servers.MariaDB) -> bool:
         with postgresql_peer(server) as peer:
             return bool(peer.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchall())
     with mariadb_peer(server) as peer:
-        # Not information_schema.innodb_trx: who reads it more often than every 0.1 s is shown the same old answer for ever.
-        peer.execute("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
-        return int(peer.fetchone()[1]) > 0
+        # InnoDB's own tables and counters may show an answer of the past; a statement that goes on and on is seen at once.
+        running = (
+            "SELECT 1 FROM information_schema.processlist WHERE command = 'Query' AND time_ms > 50 AND id <> connection_id()"
+        )
+        return bool(peer.execute(running))
 
 
 class Background:
