@@ -96,7 +96,7 @@ def test_killed_before_any_line_of_a_save__resumes_from_a_good_checkpoint(tmp_pa
         "TEST_MEDIA_ROOT": str(tmp_path / "media"),
         "OPENBLAS_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", KILL, str(tmp_path), "1" if LONG else "9"]
+    command = [sys.executable, "-c", KILL, str(tmp_path), "1" if LONG else "13"]
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
