@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from django.db import OperationalError, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from resilience import TransactionBrokenError, TransactionManager, atomic_update, db_retry, safe_bulk_insert, signals
+from resilience.db import middleware
+from resilience.db.errors import classify_db_error
 from tests import servers
 from tests.real.db_peers import add, balance, names, open_accounts, postgresql_peer, sqlite_file
 from tests.testapp.models import Account
@@ -105,6 +109,27 @@ def test_statement__that_commits_on_mariadb_forbids_a_second_attempt(
     assert len(calls) == times
     assert balance(mariadb) == (1 if times == 1 else 0)
     assert ("was committed" in caught.value.__notes__[-1]) is (times == 1)
+
+
+@pytest.mark.parametrize(("statement", "is_trace"), [("CREATE TABLE made_here (id int)", True), ("SELECT 1", False)])
+def test_statement__that_commits_on_mariadb_forbids_a_second_request(statement: str, is_trace: bool, mariadb: str) -> None:
+    """The middleware leaves a request alone whose view has stored something by such a statement."""
+    error = OperationalError(1213, "Deadlock found when trying to get lock")
+    attempt = middleware._Attempt(lambda: None, (), {}, [mariadb])
+
+    try:
+        with ExitStack() as watched:
+            attempt.watch(watched)
+            with contextlib.suppress(OperationalError), transaction.atomic(using=mariadb):
+                with connections[mariadb].cursor() as cursor:
+                    cursor.execute(statement)
+                raise error
+            traces = attempt.has_left_traces(classify_db_error(error, mariadb), mariadb)
+    finally:
+        with connections[mariadb].cursor() as cursor:
+            cursor.execute("DROP TABLE IF EXISTS made_here")
+
+    assert traces is is_trace
 
 
 def test_other_alias__that_was_only_read_does_not_hinder(tmp_path: Path) -> None:
