@@ -17,9 +17,10 @@ from resilience.calls.deadlines import remaining
 from resilience.calls.kinds import ErrorKind
 from resilience.calls.nesting import annotate, gave_up, mark_gave_up, marks
 from resilience.connections import is_in_transaction
+from resilience.db.connections import drop_connection
 from resilience.db.errors import DatabaseErrorInfo, classify_db_error, is_database_error, originating_alias
 from resilience.db.outcomes import PATIENCE, KeyTakenError, Ledger, ServerWitness, Verdict, outcome_unknown, settle
-from resilience.db.phases import Phase, TrackedTransaction, drop_connection
+from resilience.db.phases import Phase, TrackedTransaction
 from resilience.db.plans import RetryPlan
 from resilience.db.watches import FenceWatch, StatementWatch, fence_others, said_nowait
 from resilience.exceptions import CommitOutcomeUnknownError

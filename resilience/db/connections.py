@@ -1,9 +1,10 @@
-"""A live connection before the work begins, for code that Django's own checks do not reach."""
+"""Connections that are of no more use: noticed before the work begins, and given up after it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar, overload
 
 from django.db import Error, connections
@@ -11,9 +12,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from resilience.calls.callables import is_async, name_of, require_plain_callable
 from resilience.connections import is_in_transaction
-from resilience.db.phases import drop_connection
 
-__all__ = ["ensure_connection", "require_plain_def"]
+__all__ = ["drop_connection", "ensure_connection", "replace_connection", "require_plain_def"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,3 +88,37 @@ def require_plain_def(func: Callable[..., Any], decorator: str) -> None:
             f"{decorator} must decorate a plain def, not the async def {name_of(func)!r}: a connection belongs to one "
             "thread. Put the work into a plain def; adb_retry decorates one and gives an awaitable."
         )
+
+
+def drop_connection(connection: BaseDatabaseWrapper) -> None:
+    """Close a connection that is of no more use, so that the next statement opens another; inside a block do nothing.
+
+    Args:
+        connection: One of `django.db.connections`.
+    """
+    if connection.in_atomic_block:
+        return
+    if connection.settings_dict["OPTIONS"].get("pool") and connection.connection is not None:
+        # A pool hands out again what comes back open, and it may be the session of a demoted server.
+        with suppress(Exception):
+            connection.connection.close()
+    with suppress(Error):
+        connection.close()
+
+
+def replace_connection(connection: BaseDatabaseWrapper) -> None:
+    """Do the same even inside a block: for one that nobody will leave any more, as after a signal that struck where it ended.
+
+    Args:
+        connection: One of `django.db.connections`.
+    """
+    if connection.in_atomic_block:
+        before = connection.connection
+        with suppress(Error):
+            connection.close()
+        with suppress(Error):
+            connection.connect()  # this alone clears Django's notes of the block
+        # SQLite in memory was not closed: it would have been lost.
+        with suppress(Exception):
+            before.close()
+    drop_connection(connection)

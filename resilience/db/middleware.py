@@ -19,8 +19,8 @@ from resilience import clock, conf, signals
 from resilience.calls.callables import name_of
 from resilience.calls.nesting import gave_up
 from resilience.connections import is_in_transaction
+from resilience.db.connections import drop_connection
 from resilience.db.errors import DatabaseErrorInfo, classify_db_error, originating_alias
-from resilience.db.phases import drop_connection
 from resilience.db.plans import RetryPlan
 from resilience.db.watches import FenceWatch
 

@@ -18,8 +18,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
 from resilience import clock
+from resilience.db.connections import drop_connection
 from resilience.db.errors import classify_db_error
-from resilience.db.phases import drop_connection
 from resilience.exceptions import CommitOutcomeUnknownError, ResilienceError
 
 __all__ = ["KeyTakenError", "Ledger", "ServerWitness", "Verdict", "outcome_unknown", "settle"]

@@ -7,7 +7,6 @@ and when the server is down it is hidden behind the failure to reconnect.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -19,12 +18,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
 from resilience.calls.nesting import annotate, mark_gave_up
+from resilience.db.connections import drop_connection
 from resilience.db.errors import classify_db_error, interrupt_behind, is_database_error, masked_error
 from resilience.db.options import OptionScope, TransactionOptions
 from resilience.db.watches import StatementWatch, find_damage
 from resilience.exceptions import CommitOutcomeUnknownError, TransactionBrokenError
 
-__all__ = ["Phase", "TrackedTransaction", "drop_connection"]
+__all__ = ["Phase", "TrackedTransaction"]
 
 
 class Phase(StrEnum):
@@ -268,15 +268,3 @@ class TrackedTransaction(StatementWatch):
 
 class _RollBackError(Exception):
     """Tells Django to roll back; never leaves this module."""
-
-
-def drop_connection(connection: BaseDatabaseWrapper) -> None:
-    """Close a connection that is of no more use, so that the next statement opens another; inside a block do nothing."""
-    if connection.in_atomic_block:
-        return
-    if connection.settings_dict["OPTIONS"].get("pool") and connection.connection is not None:
-        # A pool hands out again what comes back open, and it may be the session of a demoted server.
-        with contextlib.suppress(Exception):
-            connection.connection.close()
-    with contextlib.suppress(Error):
-        connection.close()

@@ -11,11 +11,12 @@ from typing import Any
 from django.db import connections
 
 from resilience import clock, signals
+from resilience.db.connections import drop_connection, replace_connection
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.redaction import describe_exception
 from resilience.runs import store
 from resilience.runs.active import ActiveRun
-from resilience.runs.leases import Lease, outlast_outages
+from resilience.runs.leases import Lease, interruption_behind, outlast_outages
 from resilience.runs.models import Run, RunStatus
 from resilience.runs.operations import give_back, with_error
 from resilience.runs.options import RunConfig
@@ -80,6 +81,8 @@ class Attempt:
         self._fails_at_once = fails_at_once
         self._ends_of_slice = ends_of_slice
         self._began = clock.monotonic()
+        # Blocks around the attempt are not ours to leave: Django's TestCase has some.
+        self._around = {connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block}
 
     def __enter__(self) -> ActiveRun:
         try:
@@ -95,10 +98,19 @@ class Attempt:
             try:
                 self.active._end()  # noqa: SLF001  # as above
             except BaseException as late:
-                if self._close(late):
+                if self._ends_with(late):
                     return True
                 raise
-        return self._close(error)
+        return self._ends_with(error)
+
+    def _ends_with(self, error: BaseException | None) -> bool:
+        """Give the run back; True when the error ends here. What broke into a statement counts, not the driver's complaint."""
+        struck = interruption_behind(error)
+        if struck is None or struck is error:
+            return self._close(error)
+        if self._close(struck):
+            return True
+        raise struck
 
     def _load(self) -> None:
         checkpoint, state = store.load_latest(self.run, schema=self.config.schema, migrate=self.config.migrate)
@@ -111,12 +123,14 @@ class Attempt:
 
     def _close(self, error: BaseException | None) -> bool:
         """Give the run back; True when the error ends here."""
+        was_struck = isinstance(error, self._ends_of_slice) or not isinstance(error, (Exception, RunInterrupted, type(None)))
         if isinstance(error, self._ends_of_slice) and self.active._schedule.has_progressed:  # noqa: SLF001  # as above
             # Raised in the middle of a step: only what is committed can be trusted.
             error = RunInterrupted("slice")
         if error is None or isinstance(error, (Exception, RunInterrupted)):
             self.active._schedule.close()  # noqa: SLF001  # as above
         self.active._heartbeat.stop()  # noqa: SLF001  # as above
+        self._free_connections(was_struck=was_struck)
         try:
             if error is None:
                 self._finished()
@@ -125,10 +139,23 @@ class Attempt:
             elif isinstance(error, Exception):
                 self._failed(error)
             else:
-                self._cut_off()
+                self._left("shutdown")
         finally:
             self.lease.forget()
         return isinstance(error, RunInterrupted)
+
+    def _free_connections(self, *, was_struck: bool) -> None:
+        """Give up connections that a signal has left in the middle of something: a transaction, or an answer half read.
+
+        A body that caught the signal's exception may have left its transaction open as well, and nobody would end it.
+        """
+        for connection in connections.all(initialized_only=True):
+            if connection.alias in self._around:
+                continue
+            if connection.in_atomic_block:
+                replace_connection(connection)
+            elif was_struck:
+                drop_connection(connection)
 
     def _release(self, status: str, reason: str, **values: Any) -> bool:
         actual = outlast_outages(lambda: give_back(self.lease, status, **values), self.lease.using, _OUTAGE_LIMIT)
@@ -155,13 +182,6 @@ class Attempt:
             self.outcome = Outcome(status, why)
         sent = {"key": self.run.key, "task": self.run.task, "reason": self.outcome.reason, "step": self.run.step}
         signals.emit(signals.run_interrupted, Run, **sent)
-
-    def _cut_off(self) -> None:
-        """SystemExit or KeyboardInterrupt hit any line: trust neither the connection nor the state in memory."""
-        connection = connections[self.lease.using]
-        if not connection.in_atomic_block:
-            connection.close()
-        self._left("shutdown")
 
     def _failed(self, error: Exception) -> None:
         place = self.active._place if self.active._looping else None  # noqa: SLF001  # as above

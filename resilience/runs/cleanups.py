@@ -75,7 +75,7 @@ def _delete_runs(keys: list[int], alias: str, has_ended: Callable[[Run], bool]) 
             rows = Checkpoint.objects.using(alias).filter(run__in=ended).exclude(name="").order_by()
             files = list(rows.values_list("storage", "name"))
             Run.objects.using(alias).filter(pk__in=ended).order_by().only("pk").delete()
-            transaction.on_commit(lambda: _delete_with_directories(files), using=alias, robust=True)
+            transaction.on_commit(lambda: _delete_with_directories(files), using=alias)
     except (ProtectedError, RestrictedError):
         if len(keys) > 1:
             return sum(_delete_runs([key], alias, has_ended) for key in keys)
@@ -118,7 +118,7 @@ def _delete_checkpoint(checkpoint: Checkpoint, alias: str) -> None:
     files = [(checkpoint.storage, checkpoint.name)] if checkpoint.name else []
     with transaction.atomic(using=alias):
         checkpoint.delete(using=alias)
-        transaction.on_commit(lambda: delete_files(files), using=alias, robust=True)
+        transaction.on_commit(lambda: delete_files(files), using=alias)
 
 
 def collect_orphans(older_than: dt.timedelta = dt.timedelta(days=1), *, using: str | None = None) -> int:

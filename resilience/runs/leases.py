@@ -23,13 +23,15 @@ from django.db.models import DateTimeField, F, Func
 from django.db.models.functions import Coalesce
 
 from resilience import clock
+from resilience.calls.classify import classify
 from resilience.connections import is_in_transaction
+from resilience.db.errors import is_database_error
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs.locks import row_of, short_transaction
 from resilience.runs.models import Run, RunStatus
 from resilience.runs.statements import HeldRows
 
-__all__ = ["DatabaseNow", "Lease", "notify", "outlast_outages", "owner_of", "take"]
+__all__ = ["DatabaseNow", "Lease", "interruption_behind", "notify", "outlast_outages", "owner_of", "take"]
 
 Result = TypeVar("Result")
 
@@ -237,14 +239,32 @@ def refuse_transaction(using: str, name: str) -> None:
         )
 
 
+def interruption_behind(error: BaseException | None) -> BaseException | None:
+    """Return the time limit or the exit that broke into a statement, when only the database's complaint about that has surfaced.
+
+    Args:
+        error: What surfaced.
+    """
+    link = error
+    while link is not None and is_database_error(link):
+        link = link.__context__
+    return link if link is not None and classify(link).is_control_flow else None
+
+
 def outlast_outages(operation: Callable[[], Result], using: str, limit: float) -> Result:
-    """Repeat `operation` while the database cannot be reached, for at most `limit` seconds."""
+    """Repeat `operation` while the database cannot be reached, for at most `limit` seconds.
+
+    Raises:
+        BaseException: What interrupted it from outside, as a time limit does.
+    """
     deadline = clock.monotonic() + limit
     wait = 0.1
     while True:
         try:
             return operation()
-        except (OperationalError, InterfaceError):
+        except (OperationalError, InterfaceError) as error:
+            if (interruption := interruption_behind(error)) is not None:
+                raise interruption from None
             connection = connections[using]
             if connection.in_atomic_block or clock.monotonic() + wait > deadline:
                 raise

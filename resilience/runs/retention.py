@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -177,7 +176,7 @@ class Pruner:
             self._known = [row for row in rows if row.sequence not in gone]
             delete_files((row.storage, row.name) for row in surplus if row.name)
 
-        transaction.on_commit(committed, using=self._held.using, robust=True)
+        transaction.on_commit(committed, using=self._held.using)
         return len(gone)
 
     def _sound_rows(self, newest: Checkpoint | None) -> list[_Known]:
@@ -198,9 +197,7 @@ def delete_files(files: Iterable[tuple[str, str]]) -> None:
         files: The alias of the storage and the name of each.
     """
     for alias, name in files:
-        # A storage that is down for a moment leaves an orphan, which is collected later.
-        with suppress(Exception):
-            store.storage(alias).delete(name)
+        store.delete(alias, name)
 
 
 def _number(value: object) -> float | None:

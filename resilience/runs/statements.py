@@ -23,6 +23,9 @@ _FIELDS = [field for field in Checkpoint._meta.concrete_fields if not field.prim
 #: Some versions of Django write None into the statement, some as a value; all write this into the statement.
 _NULL = Value(None)
 
+#: How many rows one DELETE names: no database refuses so many parameters.
+_NUMBERS = 500
+
 
 class HeldRows:
     """The row of a run while somebody holds it, and the rows of its checkpoints.
@@ -83,9 +86,11 @@ class HeldRows:
             return
         quote = connections[self.using].ops.quote_name
         table, run, number, status = (quote(name) for name in (Checkpoint._meta.db_table, "run_id", "sequence", "status"))
-        marks = ", ".join(["%s"] * len(chosen))
-        text = f"DELETE FROM {table} WHERE {run} = %s AND {number} IN ({marks}) AND {status} = 'good'"  # noqa: S608  # quoted names
-        self._execute(text, [self.run_id, *chosen])
+        for first in range(0, len(chosen), _NUMBERS):
+            some = chosen[first : first + _NUMBERS]
+            marks = ", ".join(["%s"] * len(some))
+            text = f"DELETE FROM {table} WHERE {run} = %s AND {number} IN ({marks}) AND {status} = 'good'"  # noqa: S608  # quoted names
+            self._execute(text, [self.run_id, *some])
 
     def _prepared(self, name: str, value: Any) -> tuple[str, Sequence[Any]]:
         """Return what stands for a value in a statement, and what is sent along."""

@@ -20,6 +20,7 @@ from django.core.exceptions import ObjectDoesNotExist
 from django.core.files.storage import InvalidStorageError, Storage, storages
 
 from resilience import clock, conf, signals
+from resilience.calls.classify import classify
 from resilience.exceptions import CheckpointError
 from resilience.runs import files, formats
 
@@ -31,6 +32,7 @@ __all__ = [
     "INLINE_LIMIT",
     "StoredState",
     "current_storage",
+    "delete",
     "discard",
     "load",
     "load_latest",
@@ -148,9 +150,21 @@ def discard(stored: StoredState) -> None:
     Never call it when the outcome of the commit is unknown: the file is collected as an orphan if it is one.
     """
     if stored.name:
-        # What cannot be deleted now is an orphan, and collected as one.
-        with suppress(Exception):
-            storage(stored.storage).delete(stored.name)
+        delete(stored.storage, stored.name)
+
+
+def delete(alias: str, name: str) -> None:
+    """Delete a file, if the storage does that now; otherwise it is an orphan, and collected as one.
+
+    Args:
+        alias: The storage.
+        name: The file's name in it.
+    """
+    try:
+        storage(alias).delete(name)
+    except Exception as error:
+        if classify(error).is_control_flow:
+            raise  # a time limit strikes anywhere
 
 
 def load(checkpoint: Checkpoint, *, schema: int | None = None, migrate: Callable[[Any, int], Any] | None = None) -> Any:

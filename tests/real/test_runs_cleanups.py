@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from django.db import connections, transaction
-from django.test import override_settings
 from django.utils import timezone
 
 from resilience import save_checkpoint
 from resilience.runs import cleanups, store
 from resilience.runs.models import Checkpoint, Run, RunEffect
+
+pytestmark = pytest.mark.usefixtures("directory")
 
 LIMIT = 60
 MONTH = dt.timedelta(days=30)
@@ -25,14 +25,6 @@ MONTH = dt.timedelta(days=30)
 def alias(request: pytest.FixtureRequest) -> str:
     """Each database in turn."""
     return str(request.getfixturevalue(request.param))
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """The folder that checkpoints go to."""
-    files = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
-    with override_settings(STORAGES={"default": files}):
-        yield tmp_path
 
 
 def ended(alias: str, *keys: str) -> None:

@@ -6,13 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from django.test import override_settings
 
 from resilience import load_checkpoint, open_run, save_checkpoint, testing
 from resilience.exceptions import CheckpointError
@@ -41,13 +39,6 @@ with override_settings(STORAGES={"default": files}):
             run.checkpoint({"w": before * 0.9 + step, "step": step})
             print("step", step, flush=True)
 """
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    files = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
-    with override_settings(STORAGES={"default": files}):
-        yield tmp_path
 
 
 def expected() -> np.ndarray[Any, Any]:

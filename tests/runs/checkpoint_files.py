@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+from django.test import override_settings
 
 from resilience.runs import store
 from resilience.runs.models import Checkpoint, Run
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """The folder that checkpoints go to."""
+    files = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
+    with override_settings(STORAGES={"files": files}, RESILIENCE={"RUNS": {"STORAGE": "files"}}):
+        yield tmp_path
 
 
 def commit(run: Run, step: int, **metrics: float) -> Checkpoint:

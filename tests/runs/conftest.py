@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from celery import Celery, _state
-from django.test import override_settings
 
 from resilience.runs.models import Run
+from tests.runs.checkpoint_files import directory
+
+__all__ = ["celery_app", "directory", "run"]
 
 
 @pytest.fixture
@@ -16,6 +18,8 @@ def celery_app() -> Iterator[Celery]:
     before, finalizers = _state._tls.current_app, set(_state._on_app_finalizers)
     app = Celery("tests-runs", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.task_always_eager = True
+    # All apps of a process share what lies in memory: another test's messages stay in its own queue.
+    app.conf.task_default_queue = f"tests.{uuid.uuid4().hex}"
     app.conf.broker_transport_options = {"polling_interval": 0.01}
     _state._set_current_app(app)
     yield app
@@ -23,14 +27,6 @@ def celery_app() -> Iterator[Celery]:
     # What a test defines with shared_task would be registered with every app that comes later.
     _state._on_app_finalizers.intersection_update(finalizers)
     app.close()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """The folder that checkpoints go to."""
-    files = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
-    with override_settings(STORAGES={"files": files}, RESILIENCE={"RUNS": {"STORAGE": "files"}}):
-        yield tmp_path
 
 
 @pytest.fixture

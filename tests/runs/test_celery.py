@@ -45,7 +45,7 @@ def summing(key: str = "sum:{number}", *, fail_at: set[int] | None = None, done:
 
 def messages(app: Celery) -> list[str]:
     """Take what lies in the queue: the bodies of the messages."""
-    with app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
+    with app.connection_for_read() as connection, connection.SimpleQueue(app.conf.task_default_queue) as queue:
         found = []
         while queue.qsize():
             message = queue.get(timeout=1)
@@ -507,7 +507,7 @@ def deliver(task: Any, task_id: str, *args: Any) -> Any:
 
 def take_messages(app: Celery) -> list[Any]:
     """Take what lies in the queue, as a worker gets it."""
-    with app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
+    with app.connection_for_read() as connection, connection.SimpleQueue(app.conf.task_default_queue) as queue:
         found = []
         while queue.qsize():
             found.append(queue.get(timeout=1))

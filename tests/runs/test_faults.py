@@ -4,29 +4,21 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from django.test import override_settings
 
 from resilience import RunBusyError, load_checkpoint, open_run, save_checkpoint, testing
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs import cleanups
 from resilience.runs.models import Checkpoint, Run
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("directory")]
 
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path: Path) -> Iterator[Path]:
-    files = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
-    with override_settings(STORAGES={"files": files}, RESILIENCE={"RUNS": {"STORAGE": "files"}}):
-        yield tmp_path
 
 
 def small(step: int, state: Any) -> Any:

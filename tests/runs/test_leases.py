@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError, connections, transaction
 from django.utils import timezone
 
@@ -134,6 +135,24 @@ def test_outlast_outages__repeats_until_the_database_is_back(alias: str, monkeyp
     result = leases.outlast_outages(operation, alias, 30)
 
     assert (result, waits) == ("done", [0.1, 0.2])
+
+
+@pytest.mark.parametrize("interruption", [SoftTimeLimitExceeded(), SystemExit(1)])
+def test_outlast_outages__is_interrupted_by_what_hides_behind_an_error(alias: str, interruption: BaseException) -> None:
+    """A time limit in a statement surfaces as the driver's complaint about half an answer: it is no outage, and not waited for."""
+    calls = []
+
+    def operation() -> None:
+        calls.append(1)
+        try:
+            raise interruption
+        finally:
+            raise OperationalError("sending query failed, another command is in progress")
+
+    with pytest.raises(type(interruption)) as caught:
+        leases.outlast_outages(operation, alias, 5)
+
+    assert (caught.value, len(calls)) == (interruption, 1)
 
 
 def test_outlast_outages__gives_up_at_its_limit(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
