@@ -3,16 +3,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from django.db import connections
 
 from tests import servers
 from tests.isolation import _new_process
+from tests.length import LONG
 
 __all__ = ["_new_process"]
 
 #: Where the files are that take longest: they come first, so that no worker is left alone with one at the end.
 _LONGEST_FIRST = ("tests/project", "tests/real/test_runs", "tests/real", "tests/calls")
+
+
+hypothesis.settings.register_profile("tests", max_examples=300 if LONG else 40)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,11 +9,10 @@ import time
 import pytest
 
 from resilience.calls.alarms import call_under_alarm
+from tests.length import LONG
 
 #: Every instant when there is time for it, or one in so many.
-STEPS = (
-    {"fast": 1, "slow": 1, "nested": 1} if os.environ.get("RESILIENCE_CHAOS") == "long" else {"fast": 7, "slow": 11, "nested": 37}
-)
+STEPS = {"fast": 1, "slow": 1, "nested": 1} if LONG else {"fast": 17, "slow": 23, "nested": 71}
 
 
 def python(*arguments):

@@ -12,9 +12,8 @@ from tests.real.runs_scenes import Scene
 from tests.real.runs_training import expected
 from tests.real.runs_workers import children
 
-__all__ = ["LONG", "SHORT_LEASE", "train_and_kill"]
+__all__ = ["SHORT_LEASE", "train_and_kill"]
 
-LONG = os.environ.get("RESILIENCE_CHAOS") == "long"
 #: Every second of a lease is waited for after each kill.
 SHORT_LEASE = {"RUNS_OPTIONS": {"lease": 0.4, "max_stalled_attempts": 30}}
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 
 import pytest
 
+from tests.length import LONG
 from tests.real.circuits_fleet import Processes, redis_cache
 from tests.servers import Redis
-
-LONG = os.environ.get("RESILIENCE_CHAOS") == "long"
 
 
 def fresh(count: int) -> list[str]:

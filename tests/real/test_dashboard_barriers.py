@@ -52,8 +52,7 @@ def look(browser: Browser, address: str = "") -> Findings:
     }
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
 def test_pages__have_no_serious_barrier(operator: Browser, site: str, scheme: str, width: int) -> None:
     """axe finds nothing serious on any page, in light and dark, wide and narrow, empty and full, but what Django's index has."""
     operator.sets(scheme=scheme, width=width)

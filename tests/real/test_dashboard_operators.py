@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.length import LONG
 from tests.real.dashboard_site import CIRCUITS, RUNS
 from tests.servers import PostgreSQL, Redis
 
-ROUNDS = 3
+ROUNDS = 3 if LONG else 2
 NAMES = ("anna", "bert")
 
 
@@ -128,7 +129,7 @@ _RUNS = (
 
 
 @pytest.mark.parametrize(("first", "second"), [("pause", "pause"), ("pause", "cancel"), ("cancel", "cancel")])
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(ROUNDS - 1))
 def test_run__is_changed_by_one_and_the_other_is_told(office: Office, first: str, second: str, number: int) -> None:
     """The log has exactly what was done, and whoever came too late reads why nothing was."""
     key = f"{first}-{second}-{number}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,11 +12,11 @@ import pytest
 from django.db import connections, transaction
 
 from resilience.db.bulk import safe_bulk_insert
+from tests.length import LONG
 from tests.real.db_rows import KINDS, prepare, spoilt
 from tests.testapp.models import Ware
 
-IS_LONG = os.environ.get("RESILIENCE_CHAOS") == "long"
-ROWS = 50_000 if IS_LONG else 2000
+ROWS = 50_000 if LONG else 1000
 
 
 @pytest.fixture(params=["postgresql", "mariadb", "sqlite_file"])
@@ -54,7 +53,7 @@ def test_insert__tells_good_from_bad_exactly(alias: str, bad: int, is_inside: bo
 @pytest.mark.parametrize("alias", ["postgresql", "sqlite_file"], indirect=True)
 def test_insert__of_a_generator_needs_little_memory(alias: str) -> None:
     """However many rows come, memory holds a few batches of them: below 200 MB for a million."""
-    count = 1_000_000 if IS_LONG else 30_000
+    count = 1_000_000 if LONG else 30_000
     database = {key: str(value) if key == "NAME" else value for key, value in connections.databases[alias].items()}
 
     process = subprocess.run(
@@ -67,4 +66,4 @@ def test_insert__of_a_generator_needs_little_memory(alias: str) -> None:
 
     told = json.loads(process.stdout)
     assert (told["stored"], told["failed"]) == (count - count // 10_000, count // 10_000)
-    assert told["megabytes"] < (200 if IS_LONG else 50)
+    assert told["megabytes"] < (200 if LONG else 50)

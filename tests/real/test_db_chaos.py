@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from tests import servers
+from tests.length import LONG
 from tests.real.db_peers import Background, balance, mariadb_peer, open_accounts, postgresql_peer, sqlite_file
 from tests.testapp.models import Account, Parent
 
-LONG = os.environ.get("RESILIENCE_CHAOS") == "long"
 PROCESSES, INCREMENTS, SECONDS = (20, 500, 60.0) if LONG else (6, 60, 1.0)
 WRITERS = 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -15,6 +14,7 @@ from django.db import OperationalError, connections, transaction
 
 from resilience import TransactionBrokenError, TransactionManager, atomic_update, classify_db_error, db_retry, signals
 from tests import servers
+from tests.length import LONG
 from tests.real.db_peers import (
     Background,
     add,
@@ -29,7 +29,7 @@ from tests.real.db_peers import (
 from tests.testapp.models import Account
 
 #: Increments of each of the twenty threads.
-ROUNDS = 50 if os.environ.get("RESILIENCE_CHAOS") == "long" else 10
+ROUNDS = 50 if LONG else 10
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.runs_kills import LONG
+from tests.length import LONG
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800 if LONG else 300)]
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.real.runs_kills import LONG, SHORT_LEASE, train_and_kill
+from tests.length import LONG
+from tests.real.runs_kills import SHORT_LEASE, train_and_kill
 from tests.real.runs_scenes import Scene
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000 if LONG else 300)]

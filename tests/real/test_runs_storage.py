@@ -32,7 +32,7 @@ from resilience import open_run, testing
 
 location, number, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 files = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": location}}
-with override_settings(STORAGES={"default": files}):
+with override_settings(STORAGES={"files": files}, RESILIENCE={"RUNS": {"STORAGE": "files"}}):
     with testing.crash_at_save(number, moment, kill=True), open_run("train", lease=1) as run:
         for step in run.steps(6):
             before = np.zeros(100_000) if run.state is None else run.state["w"]

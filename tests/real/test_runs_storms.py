@@ -13,7 +13,8 @@ from django.db import connections
 
 from resilience.exceptions import RunStateError
 from resilience.runs.models import Run
-from tests.real.runs_kills import LONG, SHORT_LEASE
+from tests.length import LONG
+from tests.real.runs_kills import SHORT_LEASE
 from tests.real.runs_scenes import Scene
 from tests.real.runs_training import expected
 from tests.real.runs_workers import LIMIT, children
