@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from django.core.files.storage import FileSystemStorage
+from django.db import ProgrammingError
 
 from resilience.runs import store
+from resilience.runs.attempts import Attempt
+from resilience.runs.leases import take
 from resilience.runs.models import Run
+from resilience.runs.options import RunConfig
 from resilience.runs.retention import delete_files
 from tests.runs.checkpoint_files import commit
 
@@ -40,6 +45,27 @@ def test_soft_time_limit__while_old_files_are_deleted_comes_out(directory: Path,
     monkeypatch.setattr(FileSystemStorage, "delete", raising(SoftTimeLimitExceeded))
     with pytest.raises(SoftTimeLimitExceeded):
         delete_files([("files", "one")])
+
+
+@pytest.mark.parametrize(("steps_before", "ends"), [(1, "slice"), (0, "error")])
+def test_soft_time_limit__behind_a_drivers_complaint_counts_as_a_limit(run: Run, steps_before: int, ends: str) -> None:
+    """What surfaces of a limit in the body's own statement is "another command is in progress"; the limit is what ended the slice."""
+    found = take(run, "default", statuses=("queued",))
+    assert found is not None
+    attempt = Attempt(*found, RunConfig(), ends_of_slice=(SoftTimeLimitExceeded,))
+
+    with suppress(SoftTimeLimitExceeded), attempt as active:
+        for step in active.steps(3):
+            if step == steps_before:
+                try:
+                    raise SoftTimeLimitExceeded
+                finally:
+                    raise ProgrammingError("can't change 'autocommit' now: connection in transaction status INTRANS")
+            active.checkpoint(step)
+
+    assert attempt.outcome.reason == ends
+    run.refresh_from_db()
+    assert [error["error"] for error in run.errors] == ([] if ends == "slice" else ["SoftTimeLimitExceeded"])
 
 
 def raising(error: type[Exception]) -> Callable[..., Any]:
