@@ -25,6 +25,8 @@ logger = logging.getLogger("resilience.runs")
 
 #: Longest time, in seconds, that one save waits for a database that cannot be reached.
 _OUTAGE_LIMIT = 30.0
+#: Saving that took so many seconds in all, and so much of the attempt's time, is worth a line in the log.
+_NOTABLE, _SHARE = 5.0, 0.1
 
 
 class Saver:
@@ -51,6 +53,9 @@ class Saver:
         self._sha256 = sha256
         self._also = also
         self._failures = 0
+        self._began = clock.monotonic()
+        self._spent = 0.0
+        self._has_told = config.background
         rules = Retention(keep_last=config.keep_last, keep_best=config.keep_best, keep_every=config.keep_every)
         self._pruner = Pruner(lease.rows, rules)
 
@@ -75,9 +80,24 @@ class Saver:
             return False
         self._failures = 0
         elapsed = clock.monotonic() - began
+        self._note_cost(elapsed)
         sent = {"key": self.run.key, "task": self.run.task, "step": saved.step, "size": saved.size, "tier": saved.tier}
         signals.emit(signals.checkpoint_saved, Checkpoint, elapsed=elapsed, **sent)
         return True
+
+    def _note_cost(self, elapsed: float) -> None:
+        """Tell once when saving makes up much of the attempt: exactness may be what is wanted, so nothing else is done about it."""
+        self._spent += elapsed
+        share = self._spent / max(clock.monotonic() - self._began, self._spent)
+        if self._has_told or self._spent <= _NOTABLE or share <= _SHARE:
+            return
+        self._has_told = True
+        logger.warning(
+            "run %s: saving takes %.0f %% of its time; every_seconds=, every= or background=True make it less",
+            self.run.key,
+            100 * share,
+            extra={"key": self.run.key, "share": round(share, 3)},
+        )
 
     def _commit(self, state: object, place: Place, metrics: dict[str, Any], *, is_step: bool) -> Checkpoint:
         stored = store.write(self.run, place.position, state, format=self.config.format, schema=self.config.schema)
