@@ -63,7 +63,7 @@ chaos: $(VENV)/.installed-test ## the long form of the tests that kill, freeze a
 	RESILIENCE_CHAOS=long $(PYTEST) -m chaos --timeout 3600
 
 bench: $(VENV)/.installed-bench ## compare speed and memory with the peers, as ratios in one run
-	@for pillar in calls circuits db runs; do $(BIN)/python -m benchmarks.$$pillar || exit 1; done
+	@for part in calls circuits db db_writes runs; do $(BIN)/python -m benchmarks.$$part || exit 1; done
 
 messages: $(VENV)/.installed-dev ## compile the translations
 	cd resilience && ../$(BIN)/python -m django compilemessages

@@ -6,16 +6,13 @@ turns, so that a busy machine slows all of them alike. `--check` exits with 1 wh
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import functools
-import json
 import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
@@ -30,25 +27,11 @@ import stamina
 import tenacity
 from stamina.instrumentation import set_on_retry_hooks
 
+from benchmarks.common import Target, ending, parser_of
 from resilience import CircuitBreakerConfig, Policy, RetryBudget, async_retry, classify, retry, timeout
 
 Sync = Callable[[int], int]
 Async = Callable[[int], Awaitable[int]]
-
-
-@dataclass
-class Target:
-    """A promise: this figure divided by that one is at most `limit`."""
-
-    name: str
-    measured: str
-    reference: str
-    limit: float
-    ratio: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        return self.ratio <= self.limit
 
 
 def add_one(number: int) -> int:
@@ -221,19 +204,13 @@ def report(figures: dict[str, dict[str, float]], found: list[Target]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calls", description=__doc__)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--quick", action="store_true", help="fewer calls and rounds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
-    options = parser.parse_args(arguments)
+    options = parser_of(__doc__).parse_args(arguments)
     for name in ("stamina", "backon", "redress", "resilience"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     figures = measure(options.quick)
     found = targets(figures)
     report(figures, found)
-    if options.json:
-        options.json.write_text(json.dumps({"seconds": figures, "targets": [asdict(target) for target in found]}, indent=2))
-    return int(options.check and not all(target.holds for target in found))
+    return ending(options, {"seconds": figures, "targets": [asdict(target) for target in found]}, found)
 
 
 if __name__ == "__main__":

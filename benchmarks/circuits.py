@@ -7,17 +7,14 @@ missed.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import logging
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import circuitbreaker
@@ -27,6 +24,7 @@ import pybreaker
 import redis
 from django.conf import settings
 
+from benchmarks.common import Target, ending, parser_of
 from tests.servers import Redis
 
 Call = Callable[[], object]
@@ -35,21 +33,6 @@ FAR = 1_000_000_000
 
 class DownError(Exception):
     """What the service raises."""
-
-
-@dataclass
-class Target:
-    """A promise: this figure divided by that one is at most `limit`."""
-
-    name: str
-    measured: str
-    reference: str
-    limit: float
-    ratio: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        return self.ratio <= self.limit
 
 
 def fine() -> int:
@@ -197,11 +180,7 @@ def count_operations(seconds: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
+    options = parser_of(__doc__).parse_args()
     logging.disable(logging.CRITICAL)
     with Redis() as server:
         settings.configure(
@@ -224,11 +203,8 @@ def main() -> int:
     for target in targets:
         verdict = "holds " if target.holds else "MISSED"
         print(f"  {verdict} {target.name}: {target.ratio:.4f} (at most {target.limit:.4f})")
-    if options.json:
-        options.json.write_text(
-            json.dumps({"groups": groups, "operations": operations, "targets": [asdict(target) for target in targets]}, indent=2)
-        )
-    return 1 if options.check and not all(target.holds for target in targets) else 0
+    measured = {"groups": groups, "operations": operations, "targets": [asdict(target) for target in targets]}
+    return ending(options, measured, targets)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ Bulk inserts and updates are measured by `python -m benchmarks.db_writes`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import sys
@@ -17,8 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+
+from benchmarks.common import ending, parser_of
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
@@ -128,10 +126,7 @@ def show(figures: list[Figure]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="one of postgresql, mariadb, sqlite")
     options = parser.parse_args()
 
@@ -147,10 +142,7 @@ def main() -> int:
             if not options.only or alias == options.only:
                 figures += measure(alias, rounds)
     show(figures)
-    if options.json:
-        rows: list[dict[str, Any]] = [{**asdict(figure), "holds": figure.holds} for figure in figures]
-        options.json.write_text(json.dumps(rows, indent=2))
-    return int(options.check and not all(figure.holds for figure in figures))
+    return ending(options, [{**asdict(figure), "holds": figure.holds} for figure in figures], figures)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
 import sys
 import tempfile
@@ -16,8 +14,11 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import Figure, ending, parser_of
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
@@ -226,36 +227,30 @@ def memory(alias: str, count: int) -> float:
 
 def main() -> int:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="one of postgresql, mariadb, sqlite")
     arguments = parser.parse_args()
     import django
 
     django.setup()
     count, each, rounds = (5000, 50, 3) if arguments.quick else (ROWS, 100, 3)
-    figures: list[dict[str, Any]] = []
+    figures: list[Figure] = []
+
+    def tell(figure: Figure) -> None:
+        figures.append(figure)
+        rule = ">=" if figure.at_least else "<="
+        verdict = "" if figure.holds else "  MISSED"
+        print(f"{figure.name:70} {figure.measured:8.2f} {figure.unit:3} (target {rule} {figure.target}){verdict}", flush=True)
+
     with ExitStack() as stack:
         for alias in databases(stack):
             if arguments.only not in {"", alias}:
                 continue
             for name, ratio, target in (*bulk(alias, count, rounds), *updates(alias, each, max(1, rounds - 1))):
-                figures.append({"database": alias, "name": name, "measured": round(ratio, 2), "target": target})
-                print(
-                    f"{alias:11} {name:58} {ratio:7.2f}x  (target {target}x){'' if ratio >= target else '  MISSED'}", flush=True
-                )
+                tell(Figure(f"{alias}: {name}", ratio, target, "x", at_least=True))
         if not arguments.quick and arguments.only in {"", "sqlite"}:
-            peak = memory("sqlite", 1_000_000)
-            figures.append(
-                {"database": "sqlite", "name": "peak of 1,000,000 rows, MB", "measured": round(peak, 1), "target": 200}
-            )
-            print(f"{'sqlite':11} {'1,000,000 rows from a generator, peak above baseline':58} {peak:7.1f} MB (target 200 MB)")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    missed = any(entry["measured"] < entry["target"] for entry in figures if entry["target"] != 200)
-    return int(arguments.check and missed)
+            tell(Figure("sqlite: 1,000,000 rows from a generator, peak above baseline", memory("sqlite", 1_000_000), 200, "MB"))
+    return ending(arguments, [asdict(figure) for figure in figures], figures)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ on disk. Loops and writes take turns, so that a busy machine slows all of them a
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import signal
@@ -21,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -41,27 +39,13 @@ from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from benchmarks.common import Figure, ending, parser_of
 from resilience import open_run
 from resilience.runs import files, formats
 from tests.real.runs_workers import Fleet
 from tests.servers import Redis, wait_until
 
 MEGABYTE = 1024 * 1024
-
-
-@dataclass
-class Figure:
-    """One measurement beside its target."""
-
-    name: str
-    measured: float
-    target: float
-    unit: str = ""
-    at_least: bool = False
-
-    @property
-    def holds(self) -> bool:
-        return self.measured >= self.target if self.at_least else self.measured <= self.target
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -251,11 +235,8 @@ PARTS: dict[str, Callable[[bool], Iterator[Figure]]] = {"loops": loops, "states"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller states")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     options = parser.parse_args()
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(unknown)}")
@@ -267,9 +248,7 @@ def main() -> int:
         rule = ">=" if figure.at_least else "<="
         verdict = "ok" if figure.holds else "MISSED"
         print(f"{figure.name:50} {figure.measured:10.3f} {figure.unit:5} {rule} {figure.target:<6} {verdict}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(figure) | {"holds": figure.holds} for figure in figures], indent=2))
-    return int(options.check and not all(figure.holds for figure in figures))
+    return ending(options, [asdict(figure) | {"holds": figure.holds} for figure in figures], figures)
 
 
 if __name__ == "__main__":
