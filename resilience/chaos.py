@@ -19,9 +19,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from resilience import clock, conf, signals
-from resilience.calls.deadlines import checked_seconds
 from resilience.calls.kinds import ErrorKind
 from resilience.layers import AsyncInvoke, Invoke
+from resilience.values import checked_seconds, is_number
 
 __all__ = ["ChaosConfig", "InjectedFaultError", "check_chaos", "disturbed"]
 
@@ -95,7 +95,7 @@ class ChaosConfig:
     def __post_init__(self) -> None:
         for name in ("error_rate", "latency_rate", "hang_rate"):
             rate = getattr(self, name)
-            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            if not is_number(rate) or not 0 <= rate <= 1:
                 raise ValueError(f"{name} must be 0 to 1, not {rate!r}. Use 0.2 for one attempt in five.")
         checked_seconds("latency", self.latency, "Use 0 for none.", zero=True)
         checked_seconds("hang", self.hang, "Use hang_rate=0 for none.")

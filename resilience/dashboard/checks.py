@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
 from resilience import conf
+from resilience.values import is_number
 
 __all__ = ["check_dashboard"]
 
@@ -24,7 +24,7 @@ def _is_list_of_text(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and value > 0
 
 
 #: What each key must be, and how to tell.

@@ -5,7 +5,6 @@ Plain functions of `Run` rows and the time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from resilience.dashboard import charts
 from resilience.dashboard.formatting import compact, duration, visible
+from resilience.values import is_number
 
 if TYPE_CHECKING:
     from resilience.runs.models import Checkpoint, Run
@@ -173,8 +173,7 @@ def metric_plots(checkpoints: Iterable[Checkpoint]) -> list[dict[str, Any]]:
 
 
 def _plot(name: str, values: Sequence[float]) -> dict[str, Any]:
-    finite = [value for value in values if math.isfinite(value)]
-    low, high, last = min(finite), max(finite), finite[-1]
+    low, high, last = min(values), max(values), values[-1]
     text = _("%(name)s: last %(last)s, lowest %(low)s, highest %(high)s")
     label = text % {"name": visible(name), "last": compact(last), "low": compact(low), "high": compact(high)}
     return {"name": visible(name), "label": label, "last": compact(last), "plot": charts.line_plot(values, label=label)}
@@ -183,8 +182,4 @@ def _plot(name: str, values: Sequence[float]) -> dict[str, Any]:
 def _numbers(metrics: object) -> dict[str, float]:
     if not isinstance(metrics, Mapping):
         return {}
-    return {
-        str(name)[:80]: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {str(name)[:80]: float(value) for name, value in metrics.items() if is_number(value)}

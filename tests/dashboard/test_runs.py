@@ -49,7 +49,12 @@ def test_errors__are_newest_first_and_survive_strange_records() -> None:
 
 def test_metrics__leave_out_what_cannot_be_drawn() -> None:
     """Only finite numbers make a plot; a metric that has none has no plot."""
-    metrics = [None, {"loss": 2.0, "good": True, "name": "x"}, {"loss": float("nan")}, {"loss": 1.0, "worst": float("inf")}]
+    metrics = [
+        None,
+        {"loss": 2.0, "good": True, "name": "x"},
+        {"loss": float("nan")},
+        {"loss": 1.0, "worst": float("inf"), "huge": 10**400},
+    ]
 
     (plot,) = metric_plots([Checkpoint(metrics=found) for found in reversed(metrics)])
 
