@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -80,7 +81,7 @@ class Attempt:
         self.result: Any = None
         self._fails_at_once = fails_at_once
         self._ends_of_slice = ends_of_slice
-        self._began = clock.monotonic()
+        self._began, self._handled = clock.monotonic(), sys.exception()
         # Blocks around the attempt are not ours to leave: Django's TestCase has some.
         self._around = {connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block}
 
@@ -105,7 +106,7 @@ class Attempt:
 
     def _ends_with(self, error: BaseException | None) -> bool:
         """Give the run back; True when the error ends here. What broke into a statement counts, not the driver's complaint."""
-        struck = interruption_behind(error)
+        struck = interruption_behind(error, self._handled)
         if struck is None or struck is error:
             return self._close(error)
         if self._close(struck):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -239,16 +240,19 @@ def refuse_transaction(using: str, name: str) -> None:
         )
 
 
-def interruption_behind(error: BaseException | None) -> BaseException | None:
+def interruption_behind(error: BaseException | None, handled: BaseException | None) -> BaseException | None:
     """Return the time limit or the exit that broke into a statement, when only the database's complaint about that has surfaced.
 
     Args:
         error: What surfaced.
+        handled: What was being handled before any of it began, as what ended a body while its run is given back; the search ends there.
     """
     link = error
-    while link is not None and is_database_error(link):
+    while link is not None and link is not handled and is_database_error(link):
         link = link.__context__
-    return link if link is not None and classify(link).is_control_flow else None
+    if link is None or link is handled or isinstance(link, GeneratorExit):
+        return None  # a generator that is closed runs its own statements
+    return link if classify(link).is_control_flow else None
 
 
 def outlast_outages(operation: Callable[[], Result], using: str, limit: float) -> Result:
@@ -257,13 +261,13 @@ def outlast_outages(operation: Callable[[], Result], using: str, limit: float) -
     Raises:
         BaseException: What interrupted it from outside, as a time limit does.
     """
-    deadline = clock.monotonic() + limit
+    deadline, handled = clock.monotonic() + limit, sys.exception()
     wait = 0.1
     while True:
         try:
             return operation()
         except (OperationalError, InterfaceError) as error:
-            if (interruption := interruption_behind(error)) is not None:
+            if (interruption := interruption_behind(error, handled)) is not None:
                 raise interruption from None
             connection = connections[using]
             if connection.in_atomic_block or clock.monotonic() + wait > deadline:

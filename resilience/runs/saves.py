@@ -88,8 +88,10 @@ class Saver:
     def _note_cost(self, elapsed: float) -> None:
         """Tell once when saving makes up much of the attempt: exactness may be what is wanted, so nothing else is done about it."""
         self._spent += elapsed
+        if self._has_told or self._spent <= _NOTABLE:
+            return
         share = self._spent / max(clock.monotonic() - self._began, self._spent)
-        if self._has_told or self._spent <= _NOTABLE or share <= _SHARE:
+        if share <= _SHARE:
             return
         self._has_told = True
         logger.warning(
@@ -101,9 +103,11 @@ class Saver:
 
     def _commit(self, state: object, place: Place, metrics: dict[str, Any], *, is_step: bool) -> Checkpoint:
         stored = store.write(self.run, place.position, state, format=self.config.format, schema=self.config.schema)
+        # A number is used once: what is known of as failed or cut off may have been committed.
+        self.run.sequence += 1
         row = Checkpoint(
             run_id=self.run.pk,
-            sequence=self.run.sequence + 1,
+            sequence=self.run.sequence,
             step=place.position,
             fence=self.lease.fence,
             cursor=place.cursor,
@@ -120,7 +124,7 @@ class Saver:
         except RunInterrupted:
             store.discard(stored)
             raise
-        self.run.step, self.run.sequence, self._sha256 = place.position, row.sequence, stored.sha256
+        self.run.step, self._sha256 = place.position, stored.sha256
         self.has_progressed = self.has_progressed or is_new
         return row
 

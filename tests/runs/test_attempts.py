@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError
 
 from resilience import clock, open_run, save_checkpoint, signals
+from resilience.exceptions import RunInterrupted
 from resilience.runs import leases, operations, runs
 from resilience.runs.attempts import Attempt
 from resilience.runs.leases import take
@@ -147,6 +150,27 @@ def test_finished__is_known_though_the_answer_was_lost(monkeypatch: pytest.Monke
 
     assert (attempt.outcome.status, attempt.outcome.reason) == ("finished", "finished")
     assert Run.objects.get().result == 7
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("end", [RunInterrupted("shutdown"), SoftTimeLimitExceeded(), SystemExit(1), ZeroDivisionError()])
+def test_given_back__after_a_database_outage_however_the_body_left(monkeypatch: pytest.MonkeyPatch, end: BaseException) -> None:
+    """What ended the body did not break into the statements that give the run back: those wait for the database."""
+    waits: list[float] = []
+    monkeypatch.setattr(clock, "sleep", waits.append)
+    attempt, row_of, failures = begin(), operations.row_of, ["away", "away"]
+
+    def away(*args: Any, **conditions: Any) -> Any:
+        if failures:
+            raise OperationalError(failures.pop())
+        return row_of(*args, **conditions)
+
+    monkeypatch.setattr(operations, "row_of", away)
+
+    with suppress(type(end)), attempt:
+        raise end
+
+    assert (Run.objects.get().status, attempt.outcome.status, waits) == ("queued", "queued", [0.1, 0.2])
 
 
 def test_error__of_a_worker_that_lost_the_run_is_told_to_nobody_else() -> None:

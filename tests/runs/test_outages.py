@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.db import OperationalError
 
 from resilience import clock, load_checkpoint, open_run, signals
 from resilience.exceptions import CheckpointError
+from resilience.runs import saves
 from resilience.runs.leases import Lease
 from resilience.runs.models import Run
 from tests.runs.checkpoint_files import existing, named
@@ -98,6 +100,37 @@ def test_checkpoint__waits_for_a_database_half_a_lease_at_most(
     assert failed == [1]
     assert bound / 4 < stood[1] <= bound
     assert load_checkpoint("a") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_checkpoint__committed_though_told_as_failed_is_in_no_later_ones_way(
+    failed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A COMMIT that went through just before the database was gone for long costs the loop nothing when it is back."""
+    now, transaction, away = [1000.0], Lease.transaction, [False]
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    @contextmanager
+    def lose_the_answer(self: Lease, **values: Any) -> Any:
+        with transaction(self, **values):
+            yield
+        if values.get("step") == 1:
+            away[0] = True
+            raise OperationalError("server closed the connection unexpectedly")
+
+    def is_committed(self: Any) -> bool:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(Lease, "transaction", lose_the_answer)
+    monkeypatch.setattr(saves._Insertion, "_is_committed", is_committed)
+
+    with open_run("a") as run:
+        for step in run.steps(4):
+            run.checkpoint(step)
+
+    assert (failed, away) == ([1], [True])
+    assert (run.step, load_checkpoint("a"), Run.objects.get().status) == (3, 3, "finished")
 
 
 def test_checkpoint__a_database_that_is_down_for_some_steps_loses_none(
