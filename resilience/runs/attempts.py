@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from django.db import connections
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from resilience import clock, signals
 from resilience.db.connections import drop_connection, replace_connection
@@ -90,7 +92,7 @@ class Attempt:
             self.active._heartbeat.start()  # noqa: SLF001  # the attempt drives the run it made
             self._load()
         except BaseException as error:
-            self._close(error)
+            self._ends_with(error)
             raise
         return self.active
 
@@ -154,7 +156,7 @@ class Attempt:
             if connection.alias in self._around:
                 continue
             if connection.in_atomic_block:
-                replace_connection(connection)
+                _leave_block(connection)
             elif was_struck:
                 drop_connection(connection)
 
@@ -202,3 +204,14 @@ class Attempt:
         before = max(0, self.run.stalled_attempts - 1)
         stalled = 0 if self.active._schedule.has_progressed else before  # noqa: SLF001  # as above
         return {"stalled_attempts": stalled, "interruptions": self.run.interruptions + 1}
+
+
+def _leave_block(connection: BaseDatabaseWrapper) -> None:
+    """Give up a connection whose block nobody will leave any more, whether or not its server answers."""
+    if connection.settings_dict["OPTIONS"].get("pool") and connection.connection is not None:
+        # Closed before its pool gets it back, which would hand it to whoever waits.
+        with suppress(Exception):
+            connection.connection.close()
+    with suppress(Error), connection.wrap_database_errors:
+        replace_connection(connection)
+    drop_connection(connection)

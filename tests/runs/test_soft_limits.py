@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from django.core.files.storage import FileSystemStorage
-from django.db import ProgrammingError
+from django.db import ProgrammingError, connections
 
+from resilience import open_run
 from resilience.runs import store
 from resilience.runs.attempts import Attempt
 from resilience.runs.leases import take
@@ -66,6 +70,74 @@ def test_soft_time_limit__behind_a_drivers_complaint_counts_as_a_limit(run: Run,
     assert attempt.outcome.reason == ends
     run.refresh_from_db()
     assert [error["error"].partition(":")[0] for error in run.errors] == ([] if ends == "slice" else ["SoftTimeLimitExceeded"])
+
+
+def test_soft_time_limit__behind_a_complaint_while_the_state_is_read_counts_as_a_limit(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same before the body begins: what comes out, and what the history names, is the limit."""
+
+    def complain(*args: Any, **options: Any) -> Any:
+        try:
+            raise SoftTimeLimitExceeded
+        finally:
+            raise ProgrammingError("another command is in progress")
+
+    monkeypatch.setattr(store, "load_latest", complain)
+
+    with pytest.raises(SoftTimeLimitExceeded), open_run(run.key):
+        pytest.fail("the body must not begin")
+
+    run.refresh_from_db()
+    assert run.last_error.partition(":")[0] == "SoftTimeLimitExceeded"
+
+
+@pytest.mark.parametrize("handled", [GeneratorExit, SoftTimeLimitExceeded])
+def test_error__of_the_database_is_its_own_when_nothing_broke_into_it(run: Run, handled: type[BaseException]) -> None:
+    """What a generator's cleanup meets as it is closed, and what is met long after a limit was dealt with, are failures."""
+    if handled is GeneratorExit:
+        with pytest.raises(ProgrammingError), open_run(run.key):
+            rows = cleaning_up()
+            next(rows)
+            rows.close()
+    else:
+        try:
+            raise handled
+        except handled:
+            with pytest.raises(ProgrammingError), open_run(run.key):
+                raise ProgrammingError("no such column") from None
+
+    run.refresh_from_db()
+    assert (run.status, run.last_error.partition(":")[0]) == ("failed", "ProgrammingError")
+
+
+@pytest.mark.parametrize(("server", "statement"), [("postgresql", "SELECT pg_sleep(9)"), ("mariadb", "SELECT SLEEP(9)")])
+def test_soft_time_limit__in_a_statement_of_an_open_run_gives_it_back(
+    server: str, statement: str, request: pytest.FixtureRequest
+) -> None:
+    """In a task that is not resumable the limit fails the run, and the answer half read is in nobody's way."""
+    using = request.getfixturevalue(server)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: raising(SoftTimeLimitExceeded)())
+    timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1])
+
+    try:
+        with pytest.raises(SoftTimeLimitExceeded), open_run("a", using=using), connections[using].cursor() as cursor:
+            timer.start()
+            cursor.execute(statement)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+    struck = Run.objects.using(using).get()
+    assert (struck.status, struck.last_error.partition(":")[0]) == ("failed", "SoftTimeLimitExceeded")
+
+
+def cleaning_up() -> Iterator[int]:
+    """A generator whose own cleanup fails."""
+    try:
+        yield 1
+    finally:
+        raise ProgrammingError("cursor does not exist")
 
 
 def raising(error: type[Exception]) -> Callable[..., Any]:
