@@ -31,7 +31,7 @@ Classifier: TypeAlias = Callable[[Exception], ErrorInfo | None]
 logger = logging.getLogger("resilience.calls")
 
 #: Classifiers that have raised, and have been told of.
-_broken: set[Callable[[Exception], object]] = set()
+_broken: list[Callable[[Exception], object]] = []
 _CANCELLED = ErrorInfo(ErrorKind.CANCELLED)
 _UNKNOWN = ErrorInfo(ErrorKind.UNKNOWN)
 _MOST_CAUSES = 20
@@ -115,12 +115,22 @@ def _by_tables(exc: Exception, rules: tuple[ErrorInfo | Reader, ...], causes_lef
         return _classify(inner, causes_left - 1) if causes_left else _UNKNOWN
 
     for rule in rules:
-        info = rule if isinstance(rule, ErrorInfo) else rule(exc, ask)
+        info = rule if isinstance(rule, ErrorInfo) else _read(rule, exc, ask)
         if info is not None:
             return info
     if isinstance(exc.__cause__, Exception) and (info := ask(exc.__cause__)).kind is not ErrorKind.UNKNOWN:
         return info
     return _by_message(exc)
+
+
+def _read(reader: Reader, exc: Exception, ask: Callable[[BaseException], ErrorInfo]) -> ErrorInfo | None:
+    try:
+        return reader(exc, ask)
+    except Exception as error:
+        if _is_control_flow(error):
+            raise
+        # An exception that was never initialised, or is not what its class promises: what it is must not be hidden by that.
+        return None
 
 
 def _by_message(exc: Exception) -> ErrorInfo:
@@ -157,10 +167,12 @@ def _rules_for(cls: type[BaseException]) -> tuple[ErrorInfo | Reader, ...] | Non
 def _asked(classifier: Callable[[Exception], object], exc: Exception) -> ErrorInfo | None:
     try:
         info = classifier(exc)
-    except Exception as error:  # noqa: BLE001  # logged, and not worth the call's own error
+    except Exception as error:  # logged, and not worth the call's own error
+        if _is_control_flow(error):
+            raise
         # Once: it is asked for every failure, and an outage has many.
         if classifier not in _broken:
-            _broken.add(classifier)
+            _broken.append(classifier)
             log_exception(logger, "The classifier %s raised; it is passed over.", name_of(classifier), error=error)
         return None
     if info is not None and not isinstance(info, ErrorInfo):
@@ -170,7 +182,14 @@ def _asked(classifier: Callable[[Exception], object], exc: Exception) -> ErrorIn
             type(info).__name__,
         )
         return None
+    if info is not None and info.retry_after is not None:
+        return replace(info, retry_after=retry_after.parse_seconds(info.retry_after))
     return info
+
+
+def _is_control_flow(error: Exception) -> bool:
+    """Tell whether `error` did not come from what was asked but merely struck there, as a worker's time limit may."""
+    return _rules_for(type(error)) is None  # type: ignore[arg-type]  # as above
 
 
 @lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from resilience.calls.callables import name_of
+from resilience.calls.classify import classify
 from resilience.calls.kinds import ErrorInfo
 from resilience.calls.retry_config import RetryConfig
 from resilience.exceptions import CircuitOpenError
@@ -128,7 +129,9 @@ def _answer(predicate: Callable[[Any], object], value: Any) -> bool:
     """Ask a predicate; one that raises or answers None must not hide what the call did."""
     try:
         answer = predicate(value)
-    except Exception as error:  # noqa: BLE001  # logged, and not worth the call's own error
+    except Exception as error:  # logged, and not worth the call's own error
+        if classify(error).is_control_flow:
+            raise
         log_exception(logger, "%s raised; it counts as False.", name_of(predicate), error=error)
         return False
     if answer is None:

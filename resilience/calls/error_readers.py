@@ -91,7 +91,7 @@ def _read_redis_connection(exc: Any, ask: Ask) -> ErrorInfo | None:
 
 
 def _read_os_error(exc: OSError, ask: Ask) -> ErrorInfo | None:
-    if exc.errno is None:
+    if not isinstance(exc.errno, int):
         return None
     code = errno.errorcode.get(exc.errno, str(exc.errno))
     if exc.errno in _NETWORK_ERRNOS:

@@ -77,11 +77,14 @@ def header(headers: object, name: str) -> Any:
     """Return one header's value, whatever the case its name has in a plain dict, or None."""
     if headers is None:
         return None
-    get = getattr(headers, "get", None)
-    if callable(get) and (value := get(name)) is not None:
-        return value
-    if isinstance(headers, Mapping):
-        return next((value for key, value in headers.items() if isinstance(key, str) and key.lower() == name), None)
+    try:
+        get = getattr(headers, "get", None)
+        if callable(get) and (value := get(name)) is not None:
+            return value
+        if isinstance(headers, Mapping):
+            return next((value for key, value in headers.items() if isinstance(key, str) and key.lower() == name), None)
+    except Exception:  # noqa: BLE001  # foreign headers that cannot be read must not hide the status they came with
+        return None
     return None
 
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import dataclasses
 import errno
+import math
 import pickle
 import socket
 import sqlite3
@@ -24,7 +27,7 @@ from django.http import Http404
 from django.test import override_settings
 
 from resilience import exceptions
-from resilience.calls import database_rules, error_readers
+from resilience.calls import database_rules, error_readers, retry_after
 from resilience.calls.classification_rules import RULES
 from resilience.calls.classify import ErrorInfo, ErrorKind, _registered, classify, register_classifier
 from resilience.db.errors import classify_db_error
@@ -511,3 +514,84 @@ def test_classify__says_of_a_code_what_transactions_are_told(code: str | int) ->
     assert (call.kind, call.code) == (transaction.kind, transaction.code)
     assert call.transient == transaction.retry or (call.transient and call.maybe_executed)
     assert call.maybe_executed or not transaction.ambiguous
+
+
+def test_classify__exceptions_that_were_never_initialised() -> None:
+    """Unpickled or made by `__new__`, an exception lacks what its class promises; it is judged by what there is."""
+    found = {}
+    for path in {**error_readers.READERS, **RULES}:
+        module, _, name = path.rpartition(".")
+        cls = getattr(sys.modules.get(module), name, None)
+        if isinstance(cls, type) and issubclass(cls, Exception):
+            with contextlib.suppress(TypeError):
+                found[path] = classify(cls.__new__(cls)).kind
+
+    assert found["urllib.error.HTTPError"] is ErrorKind.UNKNOWN
+    assert found["resilience.exceptions.TransientError"] is ErrorKind.UNKNOWN
+    assert found["resilience.exceptions.CircuitOpenError"] is ErrorKind.OVERLOADED
+
+
+@pytest.mark.parametrize("number", [["E1"], "a secret"], ids=repr)
+def test_classify__an_os_error_whose_number_is_none(number: object) -> None:
+    """OSError takes anything as its number; what is none is neither looked up nor passed on as a code."""
+    info = classify(OSError(number, "connection refused"))
+
+    assert (info.kind, info.code) == (ErrorKind.CONNECTION, "")
+
+
+def test_classify__a_status_with_headers_that_cannot_be_read() -> None:
+    """What is wrong with the headers does not hide the status."""
+
+    class Headers:
+        def get(self) -> None:
+            """Take no name, as a queue's `get` does."""
+
+    assert classify(StatusError(status=503, headers=Headers())).status == 503
+
+
+@pytest.mark.parametrize(
+    ("said", "obeyed"), [(math.nan, None), (-1.0, None), (math.inf, retry_after.LONGEST), (2, 2.0)], ids=repr
+)
+def test_register_classifier__its_wait_is_one_that_can_be_slept(said: float, obeyed: float | None) -> None:
+    """What a project's own classifier says of the wait is read as strictly as a header."""
+    register_classifier(lambda exc: ErrorInfo(ErrorKind.RATE_LIMIT, transient=True, retry_after=said))
+
+    assert classify(ValueError()) == ErrorInfo(ErrorKind.RATE_LIMIT, transient=True, retry_after=obeyed)
+
+
+def test_register_classifier__a_broken_one_need_not_be_hashable(caplog: pytest.LogCaptureFixture) -> None:
+    """A dataclass with `__call__` has no hash; it is passed over like any other, and told of once."""
+
+    @dataclasses.dataclass
+    class Broken:
+        def __call__(self, exc: Exception) -> ErrorInfo | None:
+            raise RuntimeError
+
+    register_classifier(Broken())
+
+    assert [classify(TimeoutError()).kind, classify(TimeoutError()).kind] == [ErrorKind.TIMEOUT] * 2
+    assert caplog.text.count("passed over") == 1
+
+
+def test_register_classifier__a_time_limit_that_strikes_in_it_is_not_its_fault() -> None:
+    """Control flow is never swallowed, wherever it happens to be raised."""
+
+    def slow(exc: Exception) -> ErrorInfo | None:
+        raise billiard.exceptions.SoftTimeLimitExceeded
+
+    register_classifier(slow)
+
+    with pytest.raises(billiard.exceptions.SoftTimeLimitExceeded):
+        classify(TimeoutError())
+
+
+def test_classify__a_time_limit_that_strikes_while_an_error_is_read() -> None:
+    """Nor is it taken for an exception that cannot be read."""
+
+    class Slow(ExceptionGroup[Exception]):
+        @property
+        def exceptions(self) -> tuple[Exception, ...]:
+            raise billiard.exceptions.SoftTimeLimitExceeded
+
+    with pytest.raises(billiard.exceptions.SoftTimeLimitExceeded):
+        classify(Slow("both", [ValueError()]))

@@ -39,6 +39,7 @@ def _noon(monkeypatch: pytest.MonkeyPatch) -> None:
         ("9" * 400, LONGEST),
         (math.inf, LONGEST),
         (10**400, LONGEST),
+        *((0, 0.0), (0.5, 0.5), ("0", 0.0)),
     ],
 )
 def test_parse_seconds__reads_every_form(value: object, seconds: float) -> None:
@@ -113,3 +114,15 @@ def test_from_headers__reads_a_message() -> None:
     message["Retry-After"] = "9"
 
     assert from_headers(message) == 9
+
+
+class UnreadableHeaders(dict[str, str]):
+    """Headers that came from a library with ideas of its own."""
+
+    def get(self, *args: object) -> str:
+        raise RuntimeError(args)
+
+
+def test_from_headers__that_cannot_be_read_say_nothing() -> None:
+    """Foreign headers that fail must not hide the status they came with."""
+    assert from_headers(UnreadableHeaders({"Retry-After": "3"})) is None
