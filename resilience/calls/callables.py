@@ -30,12 +30,15 @@ def require_plain_callable(func: Callable[..., Any], decorator: str) -> None:
     """Refuse what cannot be called, and generator functions, whose body runs after the call has returned.
 
     Raises:
-        TypeError: `func` is not a function, or is a generator function.
+        TypeError: `func` is not a function, or is a generator function or a staticmethod.
     """
     if not callable(func):
         raise TypeError(
             f"{decorator} must decorate a function, not {func!r}. Put it right above a def or an async def, and give options by name."
         )
+    if isinstance(func, staticmethod):
+        # What is made of it would be called with the instance, and whether it is a coroutine function does not show.
+        raise TypeError(f"{decorator} must stand below @staticmethod, not above. Swap the two lines.")
     inner: Any = func
     while isinstance(inner, functools.partial):
         inner = inner.func

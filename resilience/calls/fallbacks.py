@@ -215,8 +215,18 @@ async def _awaited(substitute: Substitute, func: object, result: Awaitable[Any],
 
 
 def _chain(second: BaseException, first: BaseException) -> None:
-    if second is not first and second.__cause__ is None:
-        second.__cause__ = first
+    if second.__cause__ is None and not any(second is cause for cause in _causes_of(first)):
+        # Past a __setattr__ of its own: a frozen dataclass has one that refuses.
+        BaseException.__setattr__(second, "__cause__", first)
+
+
+def _causes_of(error: BaseException | None) -> list[BaseException]:
+    """Return `error` and what it was raised from, the nearest first, each once."""
+    found: dict[int, BaseException] = {}
+    while error is not None and id(error) not in found:
+        found[id(error)] = error
+        error = error.__cause__
+    return list(found.values())
 
 
 def _has_parameter(func: Callable[..., Any], name: str) -> bool:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 
 import pytest
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from resilience import signals
+from resilience.calls.bulkheads import Bulkhead
 from resilience.calls.fallbacks import fallback, safe_execute
+from resilience.calls.timeouts import async_timeout, timeout
+from resilience.policies import Policy
 
 LONG = 30.0
 
@@ -341,3 +345,51 @@ def test_fallback__answers_for_an_answer_that_speaks_of_a_cancellation():
     """HTTP 499 came from the other side: nobody here was cancelled, and whoever wants an answer gets one."""
     assert fallback("none")(failing(ClientGoneError()))() == "none"
     assert safe_execute(failing(ClientGoneError()), default="none") == "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int = 7
+
+
+def test_fallback__chains_an_error_that_takes_no_attribute():
+    """A frozen dataclass refuses every assignment; it comes out all the same, and tells the first error."""
+    first, second = SupplierError(), FrozenError()
+
+    with pytest.raises(FrozenError) as caught:
+        fallback(failing(second))(failing(first))()
+
+    assert caught.value is second
+    assert second.__cause__ is first
+
+
+def test_fallback__raising_what_is_behind_the_error_makes_no_ring():
+    """A target that unwraps the error would become the cause of its own cause."""
+    inner = CacheError()
+
+    def supplier():
+        raise SupplierError from inner
+
+    def unwrap(exc):
+        raise exc.__cause__
+
+    with pytest.raises(CacheError) as caught:
+        fallback(unwrap)(supplier)()
+
+    assert caught.value is inner
+    assert inner.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [fallback(0), timeout(5), async_timeout(5), Bulkhead("static", 1), Policy("static", timeout=5)],
+    ids=["fallback", "timeout", "async_timeout", "Bulkhead", "Policy"],
+)
+def test_decorators__stand_below_staticmethod(decorator):
+    """Above it they could not see a coroutine function, and would guard the making of a coroutine instead of its run."""
+
+    async def fetch():
+        raise SupplierError
+
+    with pytest.raises(TypeError, match="must stand below @staticmethod, not above"):
+        decorator(staticmethod(fetch))
