@@ -27,6 +27,15 @@ class _Marks:
 marks = _Marks()
 
 
+class _Mark(int):
+    """What `marks.count` was. It says nothing in another process: there, what was given up was given up just now."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[float], tuple[str]]:
+        return float, ("inf",)  # builtins alone: whoever reads it need not have this package
+
+
 def mark_gave_up(exc: BaseException) -> None:
     """Mark an exception as given up after retries, so that no level around retries it again.
 
@@ -39,7 +48,7 @@ def mark_gave_up(exc: BaseException) -> None:
     marks.count += 1
     # A frozen dataclass takes no mark; the levels around it then decide by themselves.
     with contextlib.suppress(Exception):
-        setattr(exc, _ATTRIBUTE, marks.count)
+        setattr(exc, _ATTRIBUTE, _Mark(marks.count))
 
 
 def gave_up(exc: BaseException, since: int = 0) -> bool:
@@ -75,4 +84,4 @@ def annotate(exc: BaseException, note: str, since: int | None = None) -> None:
             notes = ()
         exc.add_note(note)
         marks.count += 1
-        setattr(exc, _NOTES, (marks.count, (*notes, note)))
+        setattr(exc, _NOTES, (_Mark(marks.count), (*notes, note)))

@@ -116,8 +116,6 @@ def _decorator(decorator: str, config: Any, options: dict[str, Any], *, force_as
 
     def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
         require_plain_callable(func, decorator)
-        if isinstance(func, staticmethod):
-            raise TypeError(f"{decorator} must stand below @staticmethod, not above. Swap the two lines.")
         engine = _Engine(func, config, given)
         return _async_shell(engine) if force_async or is_async(func) else _sync_shell(engine)
 

@@ -23,7 +23,7 @@ from django.test import override_settings
 from resilience import clock, signals
 from resilience.calls.budgets import RetryBudget
 from resilience.calls.classify import ErrorInfo, ErrorKind
-from resilience.calls.nesting import gave_up
+from resilience.calls.nesting import gave_up, mark_gave_up, marks
 from resilience.calls.retries import RetryConfig, RetryStrategy, async_retry, retry
 from resilience.calls.timeouts import deadline_scope, remaining
 from resilience.exceptions import CircuitOpenError, OperationTimeoutError
@@ -1124,3 +1124,26 @@ async def test_retry__without_a_delay_lets_other_tasks_run(monkeypatch: pytest.M
     await waiting
 
     assert turns == ["service", "other", "service", "service"]
+
+
+@pytest.mark.parametrize("predicate", ["retry_if", "retry_on_result"])
+def test_retry__a_time_limit_that_strikes_in_a_predicate_ends_it(predicate: str, run: Run) -> None:
+    """Control flow is never swallowed, also when it happens to be raised while a predicate is asked."""
+
+    def slow(value: object) -> bool:
+        raise billiard.exceptions.SoftTimeLimitExceeded
+
+    with pytest.raises(billiard.exceptions.SoftTimeLimitExceeded):
+        run(Script(TimeoutError() if predicate == "retry_if" else "result"), delay=0, **{predicate: slow})
+
+
+def test_gave_up__holds_for_an_error_from_another_process() -> None:
+    """How often this process has given up says nothing of an error that a worker process gave up and sent."""
+    error = TimeoutError("slow")
+    mark_gave_up(error)
+
+    sent = pickle.dumps(error)
+
+    assert gave_up(pickle.loads(sent), since=marks.count + 1_000)
+    assert not gave_up(error, since=marks.count)
+    assert b"resilience." not in sent
