@@ -198,8 +198,7 @@ class Bulkhead:
         raise self._full()
 
     def _patience(self) -> float:
-        left = remaining()
-        return self.max_wait if left is None else min(self.max_wait, left)
+        return remaining(at_most=min(self.max_wait, threading.TIMEOUT_MAX))
 
     def _full(self) -> BulkheadFullError:
         signals.emit(signals.bulkhead_rejected, Bulkhead, name=self.name, max_concurrent=self.max_concurrent)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
@@ -471,3 +472,35 @@ def test_bulkhead__a_child_forked_while_the_lock_is_held_is_free():
         _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_bulkhead__waits_for_ever_where_it_may():
+    """A wait beyond what the system can count is a long wait and no error."""
+    bulkhead = Bulkhead("patient", 1, max_wait=timedelta.max)
+    results = []
+    bulkhead.__enter__()
+    thread = threading.Thread(target=lambda: results.append(bulkhead.call(int)))
+    thread.start()
+    until(lambda: bulkhead.waiting or not thread.is_alive())
+    bulkhead.__exit__()
+    thread.join(LONG)
+
+    assert results == [0]
+
+
+def test_bulkhead__a_waiter_whose_loop_was_closed_gives_nothing_back():
+    """It was passed over when a place became free, so what is left of its call has no place to give back."""
+    bulkhead = Bulkhead("left", 1, max_wait=LONG)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    waiting = bulkhead.acall(asyncio.sleep, 0)
+    with bulkhead:
+        task = loop.create_task(waiting)
+        loop.run_until_complete(asyncio.sleep(0))
+        assert bulkhead.waiting == 1
+        loop.close()
+
+    with bulkhead:
+        waiting.close()
+        assert bulkhead.running == 1
+    assert not task.done()

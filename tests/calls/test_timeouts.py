@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience import clock, signals
+from resilience.calls import threads
 from resilience.calls.deadlines import deadline_scope
 from resilience.calls.timeouts import (
     TimeoutConfig,
@@ -689,3 +690,24 @@ def test_deadline_scope__only_ever_brings_the_deadline_nearer(outer, inner):
     """Whatever is nested, what is left never exceeds either limit."""
     with deadline_scope(outer), deadline_scope(inner):
         assert remaining() <= min(outer, inner)
+
+
+def test_close_connections__goes_on_after_one_that_cannot_be_closed(caplog, monkeypatch):
+    """A thread's result is worth more than a tidy goodbye: what fails is told, and the others are closed."""
+    closed = []
+
+    class Connection:
+        def __init__(self, alias):
+            self.alias = alias
+
+        def close(self):
+            if self.alias == "broken":
+                raise OSError("gone")
+            closed.append(self.alias)
+
+    monkeypatch.setattr(threads, "_connections", lambda: [Connection("broken"), Connection("sound")])
+
+    threads.close_connections()
+
+    assert closed == ["sound"]
+    assert "Closing the database connection 'broken' of a worker thread failed" in caplog.text

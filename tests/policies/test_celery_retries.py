@@ -279,3 +279,15 @@ def test_retry_in_task__refuses_what_it_cannot_do():
         retry_in_task(longer_than=-1)
     with pytest.raises(ValueError, match="max_attempts must be"):
         retry_in_task(max_attempts=0)
+
+
+def test_retry_in_task__without_a_config_follows_the_settings_when_it_runs(slept, settings):
+    """`RESILIENCE["RETRY"]` is read when the task runs, beneath the fields that were given."""
+    calls = []
+    task = task_that_fails(calls, delay=3)
+    settings.RESILIENCE = {"RETRY": {"max_attempts": 4, "strategy": "fixed"}}
+
+    with pytest.raises(ConnectionRefusedError):
+        task("x")
+
+    assert slept == [3, 3, 3]
