@@ -505,3 +505,19 @@ def test_batch__goes_on_after_an_answer_that_speaks_of_a_cancellation(slept):
     assert successful == [0, 10, 30]
     assert [(item, type(error)) for item, error in failed] == [(2, ClientGoneError)]
     assert supplier.calls[2] == 1
+
+
+def test_batch__tries_an_item_three_more_times_and_reads_a_hundred_at_once(slept):
+    """What is left out is as the documentation says."""
+    supplier, read = Supplier({250: 9}), []
+
+    def items():
+        for item in range(251):
+            read.append((item, len(supplier.order)))
+            yield item
+
+    _, failed = batch_with_retry(items(), supplier)
+
+    assert supplier.calls[250] == 4
+    assert [item for item, _ in failed] == [250]
+    assert [called for item, called in read if item in {99, 100, 200}] == [0, 100, 200]

@@ -250,7 +250,7 @@ def test_fallback__plain_function_refuses_a_coroutine_target():
                 return 1
 
 
-@pytest.mark.parametrize("exceptions", [(ValueError, "boom"), 5, (ValueError(),)], ids=repr)
+@pytest.mark.parametrize("exceptions", [(ValueError, "boom"), 5, (ValueError(),), int], ids=repr)
 def test_fallback__refuses_what_is_no_exception_class(exceptions):
     """A wrong exception list fails at decoration."""
     with pytest.raises(TypeError, match=r"^exceptions must be exception classes, not "):
