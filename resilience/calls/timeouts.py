@@ -210,6 +210,8 @@ async def acall_with_timeout(config: TimeoutConfig, func: Callable[P, Awaitable[
         if error is own or not scope.expired():
             raise
         raise _expired(config, seconds, func) from error
+    finally:
+        del own  # the error refers to this frame; do not refer back
 
 
 def _call_in_thread(config: TimeoutConfig, seconds: float, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

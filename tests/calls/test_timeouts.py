@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import timedelta
@@ -42,6 +44,10 @@ tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
 class SlowSupplierError(Exception):
     pass
+
+
+class InnerTimeoutError(TimeoutError):
+    """Not from a limit of ours; and one that a weak reference can be made to."""
 
 
 def in_thread(func, *args, **kwargs):
@@ -711,3 +717,25 @@ def test_close_connections__goes_on_after_one_that_cannot_be_closed(caplog, monk
 
     assert closed == ["sound"]
     assert "Closing the database connection 'broken' of a worker thread failed" in caplog.text
+
+
+async def test_async_timeout__an_error_from_inside_is_freed_at_once():
+    """The error is not kept, with all its frames, until the garbage collector comes round: an outage has many."""
+    left = []
+
+    @timeout(LONG)
+    async def fetch():
+        error = InnerTimeoutError()
+        left.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    gc.disable()
+    try:
+        with contextlib.suppress(TimeoutError):
+            await fetch()
+        assert left[0]() is None
+    finally:
+        gc.enable()
