@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.core.cache.backends.filebased import FileBasedCache
 
 from resilience import (
     CircuitBreaker,
@@ -62,6 +64,21 @@ def test_decorator__without_a_name_takes_the_functions() -> None:
     assert two.breaker.config.failure_threshold == 2
 
 
+def test_decorator__tells_where_it_stands_unless_that_is_given() -> None:
+    """People find the function; whoever wraps the decorator may name another place."""
+
+    @CircuitBreaker("placed-itself")
+    def one() -> None: ...
+
+    @CircuitBreaker("placed-by-hand", declared_in="shop.payments")
+    def two() -> None: ...
+
+    stats = get_all_circuit_breaker_stats(["placed-itself", "placed-by-hand"])
+    assert stats["placed-itself"]["declared_in"] == f"{__name__}.{one.__qualname__}"
+    assert stats["placed-by-hand"]["declared_in"] == "shop.payments"
+    assert two() is None
+
+
 def test_decorator__works_on_methods() -> None:
     """`self` arrives."""
 
@@ -109,6 +126,19 @@ async def test_async__forced_form_for_what_detection_cannot_see() -> None:
         await service()
     with pytest.raises(CircuitOpenError):
         await service()
+
+
+async def test_async__forced_form_takes_values_without_a_name() -> None:
+    """The name is the function's then, with parentheses as without."""
+    service = async_circuit_breaker(failure_threshold=1)(abroken)
+    bare = async_circuit_breaker(abroken)
+
+    with pytest.raises(ServiceError):
+        await service()
+    with pytest.raises(CircuitOpenError) as refused:
+        await service()
+
+    assert refused.value.name == bare.breaker.name == f"{__name__}.abroken"
 
 
 async def test_async__fallback_may_be_a_coroutine() -> None:
@@ -161,6 +191,73 @@ async def test_async__a_probe_can_be_closed(settings: Any, tmp_path: Path) -> No
         await task
 
     assert (await asyncio.to_thread(breaker.get_stats))["state"] == "half_open"
+
+
+class SlowCache(FileBasedCache):
+    """Answers no vote while `thawed` is not set."""
+
+    thawed, asked, given_back = threading.Event(), threading.Event(), threading.Event()
+
+    def add(self, *args: Any, **kwargs: Any) -> Any:
+        SlowCache.asked.set()
+        assert SlowCache.thawed.wait(10)
+        return super().add(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        deleted = super().delete(*args, **kwargs)
+        SlowCache.given_back.set()
+        return deleted
+
+
+async def test_async__cancelled_while_it_asks_the_cache_begins_nothing_and_holds_no_place(settings: Any, tmp_path: Path) -> None:
+    """The answer that comes too late is given back, so that the next caller may probe at once."""
+    settings.CACHES = {"default": {"BACKEND": f"{__name__}.SlowCache", "LOCATION": str(tmp_path)}}
+    breaker, calls = CircuitBreaker("asking", success_threshold=1, half_open_timeout=60), []
+    SlowCache.thawed.set()
+    await asyncio.to_thread(breaker.open)
+    await asyncio.to_thread(breaker.half_open)
+    for event in (SlowCache.thawed, SlowCache.asked, SlowCache.given_back):
+        event.clear()
+
+    async def service() -> None:
+        calls.append("called")
+
+    task = asyncio.ensure_future(breaker.acall(service))
+    assert await asyncio.to_thread(SlowCache.asked.wait, 10)
+    task.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    finally:
+        SlowCache.thawed.set()
+
+    assert calls == []
+    assert await asyncio.to_thread(SlowCache.given_back.wait, 5)
+    await breaker.acall(service)
+    assert calls == ["called"]
+
+
+async def test_async__asks_the_cache_although_the_thread_for_synchronous_code_is_busy(settings: Any, tmp_path: Path) -> None:
+    """Neither before nor after the call does it wait for what else runs there."""
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": str(tmp_path)}}
+    breaker = CircuitBreaker("busy thread", failure_threshold=1, sync_interval=0)
+    busy, go_on = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        busy.set()
+        go_on.wait(10)
+
+    other = asyncio.ensure_future(sync_to_async(occupy)())
+    await asyncio.to_thread(busy.wait, 10)
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(ServiceError):
+                await breaker.acall(abroken)
+            with pytest.raises(CircuitOpenError):
+                await breaker.acall(abroken)
+    finally:
+        go_on.set()
+        await other
 
 
 async def test_block__both_forms_count_and_nest() -> None:
@@ -280,6 +377,15 @@ def test_callbacks__get_the_transition_if_they_require_one(fake_clock: FakeClock
     assert told[0].reason == "1 failure in 60 s"
 
 
+def test_callbacks__that_take_no_positional_argument_get_none(local_fleet: Fleet) -> None:
+    """Any keyword would do for `**options`, so nothing is passed that it would not take."""
+    told: list[dict[str, Any]] = []
+
+    fail(local_fleet.member(failure_threshold=1, on_open=lambda **options: told.append(options)))
+
+    assert told == [{}]
+
+
 def test_callbacks__that_fail_do_not_break_the_call(caplog: pytest.LogCaptureFixture) -> None:
     """A broken callback and a broken receiver are logged; the caller gets the service's own error."""
     breaker = CircuitBreaker("broken-callback", failure_threshold=1, on_open=lambda: 1 / 0)
@@ -336,6 +442,56 @@ def test_signals__tell_calls_refusals_and_operations() -> None:
     ]
 
 
+def test_signals__tell_each_change_of_state(local_fleet: Fleet) -> None:
+    """The name and the transition, once each, by whom the breaker is."""
+    heard: list[tuple[Any, ...]] = []
+    breaker = local_fleet.member(failure_threshold=1, success_threshold=1)
+
+    def on_change(sender: type, name: str, transition: Any, **kwargs: Any) -> None:
+        heard.append((sender, name, str(transition.old), str(transition.new)))
+
+    watched = (signals.circuit_opened, signals.circuit_half_opened, signals.circuit_closed)
+    for signal in watched:
+        signal.connect(on_change)
+    try:
+        fail(breaker)
+        local_fleet.advance(10)
+        succeed(breaker)
+    finally:
+        for signal in watched:
+            signal.disconnect(on_change)
+
+    assert heard == [
+        (CircuitBreaker, breaker.name, "closed", "open"),
+        (CircuitBreaker, breaker.name, "open", "half_open"),
+        (CircuitBreaker, breaker.name, "half_open", "closed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"slow_call_duration": 2, "slow_call_rate_threshold": 0.5},
+        {"failure_rate_threshold": 0.5, "failure_on_result": lambda value: value == "poor"},
+        {"failure_threshold": 3, "failure_on_result": lambda value: value == "poor"},
+    ],
+)
+def test_decorator__judges_time_and_results_however_warm_it_is(fake_clock: FakeClock, fields: dict[str, Any]) -> None:
+    """The short way through a closed circuit is only for calls whose success is all that matters."""
+
+    @circuit_breaker(f"warm-{len(fields)}-{min(fields)}", minimum_calls=4, **fields)
+    def service(seconds: float = 0, value: str = "fine") -> str:
+        fake_clock.advance(seconds)
+        return value
+
+    service()
+    for _ in range(3):
+        service(seconds=2.5, value="poor")
+
+    with pytest.raises(CircuitOpenError):
+        service()
+
+
 def test_judges__that_fail_lose_no_result(caplog: pytest.LogCaptureFixture) -> None:
     """A broken `failure_on_result` counts a success, a broken `failure_if` a failure, and the caller sees neither."""
     breaker = CircuitBreaker("judges", failure_on_result=lambda value: 1 / 0, failure_if=lambda error: 1 / 0)
@@ -345,6 +501,8 @@ def test_judges__that_fail_lose_no_result(caplog: pytest.LogCaptureFixture) -> N
 
     stats = breaker.get_stats()
     assert (stats["success_count"], stats["failure_count"]) == (1, 1)
+    assert "failure_on_result failed; the call counts as a success. ZeroDivisionError" in caplog.text
+    assert "failure_if failed; the call counts as a failure. ZeroDivisionError" in caplog.text
 
 
 def test_names__of_any_length_and_alphabet(fleet: Fleet) -> None:
@@ -379,6 +537,29 @@ def test_declaration__the_latest_explicit_values_hold(caplog: pytest.LogCaptureF
     assert "declared twice" in caplog.text
 
 
+def test_declaration__without_values_takes_those_that_are_there(caplog: pytest.LogCaptureFixture) -> None:
+    """Naming a circuit once more says nothing against what it was told, by fields or by a configuration."""
+    config = CircuitBreakerConfig(failure_threshold=1)
+    first = CircuitBreaker("told-once", config)
+    succeed(first)
+    second = CircuitBreaker("told-once")
+
+    fail(second)
+
+    assert is_refused(first)
+    assert "declared twice" not in caplog.text
+
+
+def test_declaration__by_a_whole_configuration_holds_too() -> None:
+    """The latest explicit values may come in one object."""
+    first = CircuitBreaker("told-again", failure_threshold=5)
+    succeed(first)
+
+    fail(CircuitBreaker("told-again", CircuitBreakerConfig(failure_threshold=1)))
+
+    assert is_refused(first)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
@@ -403,6 +584,19 @@ def test_config__wrong_values_are_refused_where_they_are_written(
         CircuitBreaker("wrong", **fields)
 
 
+@pytest.mark.parametrize("name", ["", 5, b"orders"])
+def test_name__that_is_no_text_is_refused(name: Any) -> None:
+    """An empty one too: it would be shown as nothing."""
+    with pytest.raises(ValueError, match="name must be a text of one character or more, not"):
+        CircuitBreaker(name)
+
+
+def test_config__that_is_no_configuration_is_refused() -> None:
+    """A dict of fields is told how to be written."""
+    with pytest.raises(TypeError, match=r"config must be a CircuitBreakerConfig, not {'failure_threshold': 3}\."):
+        CircuitBreaker("wrong", {"failure_threshold": 3})  # type: ignore[arg-type]  # the subject
+
+
 def test_config__fields_beat_name_beats_general_settings(settings: Any) -> None:
     """Explicit values, then CIRCUITS[name], then CIRCUIT, then defaults; read when used."""
     breaker = CircuitBreaker("layers", success_threshold=9)
@@ -423,6 +617,7 @@ def test_config__a_whole_configuration_beats_settings(settings: Any) -> None:
     """Only the interval and the cache are still asked of the settings."""
     settings.RESILIENCE = {"CIRCUIT": {"failure_threshold": 7}, "SYNC_INTERVAL": 0.25}
     breaker = CircuitBreaker("whole", CircuitBreakerConfig(minimum_calls=3))
+    assert breaker.config.minimum_calls == 3
 
     config = breaker.circuit.config
 
@@ -554,14 +749,15 @@ def test_registry__second_declaration_keeps_what_was_counted(settings: Any) -> N
 @pytest.mark.parametrize("scope", ["fleet", "process"])
 def test_registry__earlier_breaker_is_found_when_the_latest_is_gone(settings: Any, scope: str) -> None:
     """The circuit is known as long as anybody holds a breaker of it."""
-    first = CircuitBreaker(f"outlives-{scope}", scope=scope, failure_threshold=1)
+    first = CircuitBreaker(f"outlives-{scope}", scope=scope, failure_threshold=1, declared_in="shop.first")
     fail(first)
-    second = CircuitBreaker(f"outlives-{scope}", scope=scope, failure_threshold=1)
+    second = CircuitBreaker(f"outlives-{scope}", scope=scope, failure_threshold=1, declared_in="shop.second")
     assert second.state == "open"
     del second
     gc.collect()
 
-    assert get_circuit_breaker(f"outlives-{scope}").state == "open"
+    found = get_circuit_breaker(f"outlives-{scope}")
+    assert (found.state, found.get_stats()["declared_in"]) == ("open", "shop.first")
     assert get_all_circuit_breaker_stats()[f"outlives-{scope}"]["state"] == "open"
 
 
@@ -582,6 +778,43 @@ def test_classifier__of_the_project_makes_an_error_neutral(local_fleet: Fleet, m
     assert (breaker.get_stats()["failure_count"], breaker.get_stats()["success_count"]) == (0, 0)
     fail(breaker)
     assert breaker.state == "open"
+
+
+@pytest.mark.parametrize("reason", ["", "maintenance, token=hunter2"])
+@pytest.mark.parametrize(
+    ("order", "state", "default"),
+    [
+        ("open", "forced_open", "forced open"),
+        ("half_open", "half_open", "probe now"),
+        ("disable", "disabled", "disabled"),
+        ("metrics_only", "metrics_only", "metrics only"),
+        ("reset", "closed", "reset"),
+    ],
+)
+def test_order__says_why_and_who(local_fleet: Fleet, order: str, state: str, default: str, reason: str) -> None:
+    """Each order shows its reason, redacted, or what it is, and who gave it."""
+    breaker = local_fleet.member()
+    breaker.open()
+
+    getattr(breaker, order)(reason=reason, actor="cli:anna")
+
+    stats = breaker.get_stats()
+    assert (stats["state"], stats["actor"]) == (state, "cli:anna")
+    assert stats["reason"].startswith("maintenance") if reason else stats["reason"] == default
+    assert "hunter2" not in stats["reason"]
+
+
+@pytest.mark.parametrize("order", ["disable", "metrics_only"])
+def test_callbacks__of_closing_are_not_for_an_order_over_an_open_circuit(local_fleet: Fleet, order: str) -> None:
+    """Calls go through, but the circuit did not close: `on_close` waits until it does."""
+    breaker = local_fleet.member(failure_threshold=1)
+    fail(breaker)
+
+    getattr(breaker, order)()
+    assert local_fleet.events == ["open"]
+    breaker.reset()
+
+    assert local_fleet.events == ["open", "close"]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
