@@ -6,6 +6,10 @@ import pytest
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
+from tests.real.db_aliases import sqlite_file
+
+__all__ = ["sqlite_file"]
+
 
 def _close_connections() -> None:
     for connection in connections.all(initialized_only=True):

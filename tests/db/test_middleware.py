@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import Client, override_settings
 from django.urls import path
 
-from resilience import clock, db_retry
+from resilience import clock, db_retry, signals
 from resilience.db.middleware import forbid_replay
 from tests.testapp.models import Account
 
@@ -114,6 +115,42 @@ def serviced(request: HttpRequest) -> HttpResponse:
     return HttpResponse("served")
 
 
+def elsewhere(request: HttpRequest) -> HttpResponse:
+    """Store something outside of the transaction in one of the attempts, and fail in each."""
+    calls.append("elsewhere")
+    if len(calls) == int(request.headers["Store"]):
+        Account.objects.using("sqlite_file").create(name="stored")
+    raise OperationalError("deadlock detected")
+
+
+def lost(request: HttpRequest) -> HttpResponse:
+    """Lose the connection in the middle of a statement, the first time."""
+    calls.append("lost")
+
+    def lose(execute: Callable[..., Any], *statement: Any) -> Any:
+        if len(calls) == 1:
+            raise OperationalError("server closed the connection unexpectedly")
+        return execute(*statement)
+
+    with connection.execute_wrapper(lose):
+        Account.objects.create(name=f"call {len(calls)}")
+    return HttpResponse()
+
+
+def locked_elsewhere(request: HttpRequest) -> HttpResponse:
+    """Read, and fail to write, in a database without a transaction of its own."""
+    calls.append("locked")
+    with sqlite3.connect(connections["sqlite_file"].settings_dict["NAME"]) as other:
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            with connections["sqlite_file"].cursor() as cursor:
+                cursor.execute("PRAGMA busy_timeout = 0")
+                cursor.execute("DELETE FROM testapp_account")
+        finally:
+            other.close()
+    return HttpResponse()
+
+
 urlpatterns = [
     path(f"{endpoint.__name__}/", endpoint)
     for endpoint in (
@@ -129,6 +166,9 @@ urlpatterns = [
         sip,
         lines,
         stream_after_failure,
+        elsewhere,
+        lost,
+        locked_elsewhere,
     )
 ]
 
@@ -195,6 +235,75 @@ def test_fences__keep_what_cannot_be_undone_from_being_done_twice(endpoint: str,
     response = post(f"/{endpoint}/", b"x", content_type="application/octet-stream")
 
     assert (response.status_code, len(calls)) == (500, 1)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_fences__see_what_an_attempt_stores_in_another_database(
+    attempt: int, is_open: bool, post: Callable[..., Any], sqlite_file: str
+) -> None:
+    """The first attempt or a later one, on a connection of old or one that the view opened: nothing is committed again."""
+    if not is_open:
+        connections[sqlite_file].close()
+        del connections[sqlite_file]
+
+    response = post("/elsewhere/", headers={"Store": str(attempt)})
+
+    assert (response.status_code, len(calls)) == (500, attempt)
+    assert Account.objects.using(sqlite_file).count() == 1
+
+
+def test_fences__see_what_is_left_open_in_another_database(post: Callable[..., Any], sqlite_file: str) -> None:
+    """Work in a transaction that somebody else will end is not done a second time in it."""
+    connections[sqlite_file].set_autocommit(False)
+    try:
+        response = post("/elsewhere/", headers={"Store": "1"})
+        assert Account.objects.using(sqlite_file).count() == 1
+    finally:
+        connections[sqlite_file].rollback()
+        connections[sqlite_file].set_autocommit(True)
+
+    assert (response.status_code, len(calls)) == (500, 1)
+
+
+def test_lost_connection__inside_the_transaction_runs_the_view_again(post: Callable[..., Any]) -> None:
+    """A statement that was lost before any COMMIT left nothing behind."""
+    response = post("/lost/")
+
+    assert (response.status_code, calls) == (200, ["lost", "lost"])
+    assert names() == ["call 2"]
+
+
+def test_error__of_a_database_without_a_transaction_is_not_retried(post: Callable[..., Any], sqlite_file: str) -> None:
+    """Only what ATOMIC_REQUESTS rolls back is run again, however passing the error of another database is."""
+    response = post("/locked_elsewhere/")
+
+    assert (response.status_code, calls) == (500, ["locked"])
+
+
+def test_signals__tell_each_retry_and_the_success(post: Callable[..., Any]) -> None:
+    """Which view, in which database, after how many attempts."""
+    heard: list[tuple[Any, ...]] = []
+
+    def on_retry(**told: Any) -> None:
+        heard.append(("retry", *(told[key] for key in ("name", "using", "attempt", "kind", "code", "phase"))))
+
+    def on_success(**told: Any) -> None:
+        heard.append(("success", *(told[key] for key in ("name", "using", "attempts"))))
+
+    signals.db_retry_scheduled.connect(on_retry)
+    signals.db_retry_succeeded.connect(on_success)
+    try:
+        post("/view/", headers={"Fail": "2"})
+    finally:
+        signals.db_retry_scheduled.disconnect(on_retry)
+        signals.db_retry_succeeded.disconnect(on_success)
+
+    assert heard == [
+        ("retry", "view", "default", 1, "conflict", "", "body"),
+        ("retry", "view", "default", 2, "conflict", "", "body"),
+        ("success", "view", "default", 3),
+    ]
 
 
 def test_streaming__that_fails_on_the_way_is_not_begun_again(post: Callable[..., Any]) -> None:

@@ -135,6 +135,21 @@ def test_db_retry__gives_up_with_the_functions_own_error_and_its_story(heard: He
     assert gave_up(caught.value)
     assert names() == []
     assert [name for name, _ in heard] == ["db_retry_scheduled", "db_retry_scheduled", "db_retry_gave_up"]
+    assert all((told["name"], told["using"]) == ("work", "default") for _, told in heard)
+
+
+def test_db_retry__tells_of_a_success_that_took_more_than_one_attempt(time: Time, heard: Heard) -> None:
+    """Which function, in which database, after how many attempts and seconds; the first success of most calls is no news."""
+    db_retry(failing())()
+    assert heard == []
+    db_retry(failing_more("again", LOCKED))()
+
+    assert heard[1:] == [
+        (
+            "db_retry_succeeded",
+            {"name": "work", "using": "default", "attempts": 2, "elapsed": pytest.approx(time.sleeps[0])},
+        )
+    ]
 
 
 def test_db_retry__counts_a_single_attempt_in_the_singular() -> None:
@@ -207,6 +222,23 @@ def test_deadline__is_never_overrun_by_a_wait(time: Time) -> None:
     assert time.now - 1000 <= 1.0
     assert len(time.sleeps) >= 2
     assert "the deadline leaves no time" in caught.value.__notes__[-1]
+
+
+def test_deadline__counts_the_time_of_the_attempts(time: Time) -> None:
+    """An attempt that was long leaves less for the next: none begins after the deadline."""
+    began: list[float] = []
+
+    @db_retry(max_attempts=None, deadline=1.0, delay=0)
+    def work() -> None:
+        began.append(time.now - 1000)
+        if len(began) < 9:
+            time.now += 0.6
+            fail(LOCKED)
+
+    with pytest.raises(OperationalError):
+        work()
+
+    assert began == [0, pytest.approx(0.6)]
 
 
 def test_deadline__around_the_call_counts_too(time: Time) -> None:
@@ -329,6 +361,7 @@ def test_hidden_coroutine__is_refused_when_it_is_returned() -> None:
     assert names() == []
 
 
+@pytest.mark.parametrize("decorator", [db_retry, adb_retry])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -344,17 +377,19 @@ def test_hidden_coroutine__is_refused_when_it_is_returned() -> None:
         ({"idempotency_key": "k", "atomic": False}, ValueError, r"atomic must be True with verify"),
         ({"isolation": "serializable", "atomic": False}, ValueError, r"atomic must be True with isolation"),
         ({"isolation": "chaos"}, ValueError, r"isolation must be one of"),
+        ({"read_only": True, "atomic": False}, ValueError, r"atomic must be True with isolation"),
         ({"lock_timeout": 0}, ValueError, r"lock_timeout must be more than 0 seconds"),
+        ({"statement_timeout": 0}, ValueError, r"statement_timeout must be more than 0 seconds"),
         ({"on_retry": "shout"}, TypeError, r"on_retry must be a function"),
         ({"retry_codes": "57014"}, TypeError, r"retry_codes must be a collection"),
     ],
 )
 def test_options__are_checked_when_the_function_is_decorated(
-    options: dict[str, Any], error: type[Exception], message: str
+    options: dict[str, Any], error: type[Exception], message: str, decorator: Any
 ) -> None:
-    """A wrong option fails when it is written down, not when the database is down."""
+    """A wrong option fails when it is written down, not when the database is down; in both forms."""
     with pytest.raises(error, match=message):
-        db_retry(**options)
+        decorator(**options)
 
 
 def test_unknown_alias__says_so() -> None:
@@ -759,6 +794,20 @@ async def test_adb_retry__retries_without_blocking_the_loop() -> None:
 
     assert result == 3
     assert await sync_to_async(names)() == ["attempt 3"]
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_adb_retry__without_a_transaction_repeats_what_does_no_harm_twice(idempotent: bool) -> None:
+    """What an attempt has committed by itself forbids the next one, unless it may be done again."""
+    work = adb_retry(atomic=False, idempotent=idempotent)(failing(LOCKED))
+
+    if idempotent:
+        assert await work() == 2
+    else:
+        with pytest.raises(OperationalError, match=LOCKED):
+            await work()
+
+    assert await sync_to_async(names)() == (["attempt 1", "attempt 2"] if idempotent else ["attempt 1"])
 
 
 async def test_adb_retry__two_tasks_at_once_do_not_mix_their_transactions() -> None:
