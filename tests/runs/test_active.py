@@ -9,6 +9,7 @@ from django.test.utils import CaptureQueriesContext
 from resilience import clock, load_checkpoint, open_run, signals
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs import store
+from resilience.runs.attempts import Attempt
 from resilience.runs.leases import DatabaseNow, take
 from resilience.runs.models import Checkpoint, Run, RunEffect
 from resilience.runs.options import RunConfig
@@ -52,19 +53,52 @@ def test_checkpoint__pause_stores_the_state_given_last_whatever_every_says() -> 
     assert load_checkpoint("a") == {"step": 6}
 
 
-def test_checkpoint__given_now_and_then_is_stored_as_it_was_given() -> None:
+@pytest.mark.parametrize(("rhythm", "last"), [(4, 7), (2, 9)])
+def test_checkpoint__given_now_and_then_is_stored_as_it_was_given(rhythm: int, last: int) -> None:
     """A state that is not given at each step is stored as of the step it was given in, though later steps change it."""
     with open_run("a", every=100) as run:
         weights = []
         for step in run.steps(50):
             weights.append(step)
-            if step % 4 == 3:
+            if step % rhythm == rhythm - 1:
                 run.checkpoint(weights)
-            if step == 9:
+            if step == 10:
                 Run.objects.get().pause()
 
-    assert steps_saved() == [7]
-    assert load_checkpoint("a") == list(range(8))
+    assert steps_saved() == [last]
+    assert load_checkpoint("a") == list(range(last + 1))
+
+
+def test_checkpoint__at_the_end_of_the_loop_is_as_the_loop_left_it() -> None:
+    """What follows the loop may change the state in place; what is stored is that of the last step."""
+    with open_run("a", every=100) as run:
+        weights = []
+        for step in run.steps(3):
+            weights.append(step)
+            run.checkpoint(weights)
+        weights.append("for the report only")
+
+    assert load_checkpoint("a") == [0, 1, 2]
+
+
+def test_checkpoint__refused_by_the_storage_is_stored_on_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A polite stop redoes nothing, even if the save in its last step failed."""
+    write, failures = store.write, [CheckpointError("disk full", "storage")]
+
+    def full_once(run: Run, step: int, state: object, **options: Any) -> store.StoredState:
+        if step == 3 and failures:
+            raise failures.pop()
+        return write(run, step, state, **options)
+
+    monkeypatch.setattr(store, "write", full_once)
+
+    with open_run("a") as run:
+        for step in run.steps(9):
+            run.checkpoint(step)
+            if step == 3:
+                Run.objects.get().pause()
+
+    assert (Run.objects.get().status, load_checkpoint("a")) == ("paused", 3)
 
 
 def test_checkpoint__stale_state_is_not_stored_as_another_step() -> None:
@@ -464,3 +498,100 @@ def test_cancel__inside_a_step_is_obeyed_at_its_end_with_the_state_given_last() 
     row = Run.objects.get()
     assert (row.status, row.step) == ("cancelled", 6)
     assert load_checkpoint("a") == {"step": 6}
+
+
+def test_steps__of_a_queryset_resume_behind_the_last_row_though_others_went() -> None:
+    """The place of a run in a queryset is kept with its checkpoint: deleted rows move nothing, and no row comes twice."""
+    for number in range(6):
+        RunsLedger.objects.create(number=number, step=0)
+    done: list[int] = []
+
+    for leave_after in (3, None):
+        with open_run("rows") as run:
+            for row in run.steps(RunsLedger.objects.all()):
+                done.append(row.number)
+                run.checkpoint(len(done))
+                if row.number == leave_after:
+                    Run.objects.get().pause()
+        RunsLedger.objects.filter(number__in=[0, 2]).delete()
+
+    assert done == [0, 1, 2, 3, 4, 5]
+    assert Run.objects.get().step == 5
+
+
+def begun(stopping: list[bool], **options: Any) -> Attempt:
+    """An attempt by a worker, which is told to end as soon as `stopping` holds something."""
+    found = take(Run.objects.create(key="a"), "default", statuses=("queued",))
+    assert found is not None
+    return Attempt(*found, RunConfig(**options), is_stopping=lambda: bool(stopping))
+
+
+def test_steps__of_a_worker_about_to_end_begin_none() -> None:
+    """Who was told to leave before the first step does not begin it."""
+    with begun([True]) as run:
+        for _step in run.steps(3):
+            pytest.fail("must not begin")
+
+    assert Run.objects.get().status == "queued"
+
+
+def test_steps__leave_when_the_slice_is_over_with_a_state_that_was_not_due(now: list[float]) -> None:
+    """A slice ends though `every` has not stored anything yet: what was given last is stored first."""
+    with open_run("a", every=100, max_slice=5) as run:
+        for step in run.steps(50):
+            now[0] += 2
+            run.checkpoint(step)
+
+    assert (Run.objects.get().status, load_checkpoint("a")) == ("queued", 2)
+
+
+def test_should_stop__in_a_long_step_sees_what_another_process_asks(now: list[float]) -> None:
+    """A step of an hour that looks now and then hears of a pause without waiting for its own end."""
+    with open_run("a") as run:
+        for _step in run.steps(3):
+            Run.objects.update(request="pause")
+            now[0] += 30
+            assert run.should_stop
+            run.checkpoint("half")
+            break
+
+    assert Run.objects.get().status == "paused"
+
+
+def test_should_stop__once_told_a_body_that_returns_early_is_resumed_though_it_was_taken_back() -> None:
+    """A body that left its loop because it was told to is not through, whatever it is told afterwards."""
+    stopping: list[bool] = []
+
+    with begun(stopping) as run:
+        for step in run.steps(3):
+            run.checkpoint(step)
+            stopping.append(True)
+            assert run.should_stop
+            stopping.clear()
+            assert not run.should_stop
+            break
+
+    assert Run.objects.get().status == "queued"
+
+
+def test_should_stop__behind_the_loop_leaves_a_finished_run_finished() -> None:
+    """Once all steps are done there is nothing to resume, even if the worker is about to end."""
+    stopping: list[bool] = []
+
+    with begun(stopping) as run:
+        for step in run.steps(3):
+            run.checkpoint(step)
+        stopping.append(True)
+        assert run.should_stop
+
+    assert Run.objects.get().status == "finished"
+
+
+def test_progress__told_by_the_body_is_not_overwritten_by_the_loop() -> None:
+    """Who counts documents instead of steps sees documents."""
+    with open_run("a") as run:
+        for step in run.steps(3):
+            run.progress(10 * (step + 1), 30, "documents")
+
+    row = Run.objects.get()
+    assert (row.current, row.total, row.message) == (30, 30, "documents")

@@ -9,7 +9,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError
 
 from resilience import clock, open_run, save_checkpoint, signals
-from resilience.exceptions import RunInterrupted
+from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs import leases, operations, runs
 from resilience.runs.attempts import Attempt
 from resilience.runs.leases import take
@@ -193,3 +193,27 @@ def test_lease__is_forgotten_by_those_who_gave_it_back() -> None:
     save_checkpoint("a", 1)
 
     assert ("default", Run.objects.get().pk) not in leases._HELD
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("damaged", "failed"), ("newer", "failed"), ("unsigned", "failed"), ("configuration", "failed"), ("storage", "queued")],
+)
+def test_error__of_a_checkpoint_that_trying_again_cannot_mend_is_final(reason: str, status: str) -> None:
+    """A state that is damaged, newer or unsigned is the same at the next attempt; a storage that was away is not."""
+    with pytest.raises(CheckpointError), begin():
+        raise CheckpointError("cannot be read", reason)
+
+    assert Run.objects.get().status == status
+
+
+def test_shutdown__takes_only_itself_out_of_the_count_of_attempts_without_progress() -> None:
+    """A step that fails each time is stopped in the end, though workers are deployed in between."""
+    attempt = begin(lambda: True)
+    Run.objects.update(stalled_attempts=3)
+    attempt.run.refresh_from_db()
+
+    with attempt as active:
+        list(active.steps(3))
+
+    assert Run.objects.get().stalled_attempts == 2

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from django.db import connections
 
+from resilience import clock, load_checkpoint, open_run
+from resilience.exceptions import CheckpointError
+from resilience.runs import store
 from resilience.runs.background import BackgroundSaver
+from resilience.runs.models import Run
 
 LIMIT = 30
 
@@ -151,3 +156,26 @@ def test_thread__closes_its_database_connections(monkeypatch: pytest.MonkeyPatch
         saver.submit(lambda: None)
 
     assert closed == [saver._thread]
+
+
+def test_checkpoint__in_the_background_is_waited_for_at_the_end(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose last state is being stored is not finished before it is safe, and fails if it cannot be."""
+    write = store.write
+
+    def slow(run: Run, step: int, state: object, **options: Any) -> store.StoredState:
+        clock.sleep(0.1)
+        if run.key == "full" and step == 2:
+            raise CheckpointError("disk full", "storage")
+        return write(run, step, state, **options)
+
+    monkeypatch.setattr(store, "write", slow)
+
+    with open_run("a", background=True, using=postgresql) as run:
+        for step in run.steps(3):
+            run.checkpoint(step)
+    with pytest.raises(CheckpointError, match="last state"), open_run("full", background=True, using=postgresql) as run:
+        for step in run.steps(3):
+            run.checkpoint(step)
+
+    assert load_checkpoint("a", using=postgresql) == 2
+    assert list(Run.objects.using(postgresql).order_by("key").values_list("status", flat=True)) == ["finished", "failed"]

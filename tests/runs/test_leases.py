@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError, connections, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from resilience import clock, save_checkpoint
@@ -56,16 +57,61 @@ def test_take__sets_the_end_on_the_database_clock(alias: str, monkeypatch: pytes
     assert not rows.filter(lease_expires_at__lt=DatabaseNow()).exists()
 
 
+def test_take__forgets_what_was_of_the_time_before_and_keeps_when_it_first_began(alias: str) -> None:
+    """The sweeper's patience starts anew, a run in work has not ended, and people see since when it is worked on."""
+    first = timezone.now() - dt.timedelta(days=2)
+    run = Run.objects.using(alias).create(key="a", wakeups=5, started_at=first, finished_at=first, request="pause")
+
+    found = take(run, alias, statuses=QUEUED)
+
+    assert found is not None
+    row = found[0]
+    assert (row.wakeups, row.finished_at, row.request) == (0, None, "")
+    assert row.started_at == first
+
+
+def test_write__renews_the_whole_lease_and_is_a_sign_of_life(alias: str) -> None:
+    """Whoever writes holds the run for as long again as the lease is."""
+    row, lease = taken(alias, lease_seconds=90.0)
+    rows = Run.objects.using(alias).filter(pk=row.pk)
+    rows.update(lease_expires_at=DatabaseNow(1), heartbeat_at=DatabaseNow(-50))
+
+    lease.write(message="here")
+
+    assert rows.filter(lease_expires_at__gt=DatabaseNow(80), heartbeat_at__gt=DatabaseNow(-10), message="here").exists()
+
+
 def test_database_now__is_utc_with_fractions(alias: str) -> None:
     """Leases of less than a second can be told apart, and the zone of the session does not matter."""
     run = Run.objects.using(alias).create(key="a")
+    if alias != "default":
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SET time_zone = '+05:00'" if alias == "mariadb" else "SET TIME ZONE 5")
+
     Run.objects.using(alias).filter(pk=run.pk).update(heartbeat_at=DatabaseNow(), progressed_at=DatabaseNow(0.25))
+    connections[alias].close()
 
     run.refresh_from_db()
 
     assert run.heartbeat_at is not None
     assert abs(run.heartbeat_at - timezone.now()) < dt.timedelta(seconds=30)
     assert run.progressed_at - run.heartbeat_at == pytest.approx(dt.timedelta(seconds=0.25), abs=dt.timedelta(seconds=0.01))
+
+
+def test_database_now__goes_on_within_a_transaction(alias: str) -> None:
+    """A lease renewed at the end of a long transaction is counted from then, not from the transaction's beginning."""
+    run = Run.objects.using(alias).create(key="a")
+    rows = Run.objects.using(alias).filter(pk=run.pk)
+
+    with transaction.atomic(using=alias):
+        rows.update(heartbeat_at=DatabaseNow())
+        clock.sleep(0.02)
+        rows.update(progressed_at=DatabaseNow())
+
+    run.refresh_from_db()
+    assert run.heartbeat_at is not None
+    assert run.progressed_at is not None
+    assert run.progressed_at - run.heartbeat_at >= dt.timedelta(seconds=0.015)
 
 
 def test_write__is_refused_to_whoever_lost_the_run(alias: str) -> None:
@@ -117,8 +163,31 @@ def test_beat__reads_what_people_ask_for(alias: str) -> None:
     Run.objects.using(alias).filter(pk=row.pk).update(request="pause")
 
     lease.beat(lambda: False)
+    asked = lease.request
+    Run.objects.using(alias).filter(pk=row.pk).update(request="")
+    lease.beat(lambda: False)
 
-    assert lease.request == "pause"
+    assert (asked, lease.request) == ("pause", "")
+
+
+def test_beat__writes_nothing_right_after_another_write(alias: str) -> None:
+    """A loop that stores something each second pays for no signs of life besides; what people ask is still read."""
+    _, lease = taken(alias)
+    lease.write(message="here")
+
+    with CaptureQueriesContext(connections[alias]) as queries:
+        lease.beat(lambda: True)
+
+    assert [query["sql"].split()[0] for query in queries] == ["SELECT"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("seconds", "interval"), [(6000.0, 2.0), (60.0, 2.0), (3.0, 1.0), (0.01, 0.02)])
+def test_interval__is_a_third_of_a_short_lease_and_two_seconds_else(seconds: float, interval: float) -> None:
+    """A request is seen soon, however long the lease; a short one is renewed in time."""
+    _, lease = taken("default", lease_seconds=seconds)
+
+    assert lease.interval == pytest.approx(interval)
 
 
 def test_outlast_outages__repeats_until_the_database_is_back(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:

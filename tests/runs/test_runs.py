@@ -29,11 +29,12 @@ def work(key: str, n: int, *, fail_at: int | None = None, done: list[int] | None
             run.checkpoint(total)
 
 
-def test_open_run__resumes_after_the_last_committed_step() -> None:
+@pytest.mark.parametrize("fail_at", [1, 4])
+def test_open_run__resumes_after_the_last_committed_step(fail_at: int) -> None:
     """A run that crashed goes on with the step that was not committed, and its state."""
     done: list[int] = []
     with pytest.raises(BoomError):
-        work("a", 6, fail_at=4, done=done)
+        work("a", 6, fail_at=fail_at, done=done)
 
     work("a", 6, done=done)
 
