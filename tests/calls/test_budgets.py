@@ -435,3 +435,28 @@ def test_withdraw__what_the_share_paid_is_not_owed_by_the_reserve(fake_time: Fak
     assert taken(budget) == 2
     fake_time.now += 1000
     assert taken(budget) == 10
+
+
+class CountingCache(BrokenCache):
+    """A cache that is down, and counts who asks."""
+
+    asked = 0
+
+    def add(self, *args: object, **kwargs: object) -> bool:
+        type(self).asked += 1
+        raise ConnectionError("cache down")
+
+
+def test_shared_budget__leaves_a_cache_that_failed_alone_for_a_while(fake_time: FakeTime) -> None:
+    """Each attempt to reach a cache that is down may take as long; for ten seconds none is made."""
+    CountingCache.asked = 0
+    budget = fleet(1, min_per_second=3)[0]
+
+    with override_settings(CACHES={"default": {"BACKEND": "tests.calls.test_budgets.CountingCache"}}):
+        withdrawn = [budget.withdraw() for _ in range(5)]
+        assert (withdrawn, CountingCache.asked) == ([True] * 5, 1)
+
+        fake_time.now += 9.9
+        assert (budget.withdraw(), CountingCache.asked) == (True, 1)
+        fake_time.now += 0.2
+        assert (budget.withdraw(), CountingCache.asked) == (True, 2)

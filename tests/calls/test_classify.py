@@ -598,3 +598,18 @@ def test_classify__a_time_limit_that_strikes_while_an_error_is_read() -> None:
 
     with pytest.raises(billiard.exceptions.SoftTimeLimitExceeded):
         classify(Slow("both", [ValueError()]))
+
+
+@pytest.mark.parametrize(
+    ("names", "outcome"),
+    [
+        ("EHOSTUNREACH ENETUNREACH ENETDOWN EHOSTDOWN ECONNREFUSED EADDRNOTAVAIL", SAFE),
+        ("ECONNRESET ECONNABORTED ENETRESET EPIPE ENOTCONN", UNSURE),
+    ],
+    ids=["never sent", "maybe sent"],
+)
+def test_classify__connections_by_number(names: str, outcome: tuple[bool, bool]) -> None:
+    """A plain OSError tells by its number whether the request can have reached the other side."""
+    assert {name: judged(OSError(getattr(errno, name), "x")) for name in names.split()} == dict.fromkeys(
+        names.split(), (ErrorKind.CONNECTION, outcome)
+    )

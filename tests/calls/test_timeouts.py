@@ -739,3 +739,17 @@ async def test_async_timeout__an_error_from_inside_is_freed_at_once():
         assert left[0]() is None
     finally:
         gc.enable()
+
+
+def test_timeout__a_deadline_left_open_in_a_worker_thread_stays_there():
+    """Context variables come back from the thread as if the function had run here; a deadline of its own does not."""
+
+    def call():
+        scope = deadline_scope(5)
+        return scope.__enter__(), tenant.set("inside")
+
+    def caller():
+        timeout(LONG)(call)()
+        return remaining(), tenant.get()
+
+    assert in_thread(caller) == (None, "inside")
