@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,7 @@ def test_within__returns_the_answer_or_raises_the_error() -> None:
         within(LONG, "wrong", lambda: 1 // 0)
 
     assert within(LONG, "none", lambda: None) is None
+    assert within(LONG, "slow", lambda: time.sleep(SHORT) or "answer") == "answer"
     assert within(LONG, "thread", threading.current_thread) is not threading.current_thread()
 
 
