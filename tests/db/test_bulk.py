@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import pytest
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connection, models, transaction
+from django.db import OperationalError, connection, models, transaction
 
 from resilience import signals
 from resilience.db.bulk import BadRow, RowFault, safe_bulk_insert
@@ -63,6 +63,24 @@ def test_insert__stores_good_rows_and_reports_each_bad_one() -> None:
         (15, RowFault.UNIQUE, "ware_place_taken"),
     ]
     assert all(bad.record is records[bad.index] and isinstance(bad.error, Exception) for bad in failed)
+
+
+def test_insert__that_fails_while_it_looks_for_bad_rows_blames_none_of_them() -> None:
+    """What is wrong with the database and not with a row comes out, and nothing of the batch is stored."""
+    sent = 0
+
+    def break_down(execute: Any, sql: str, *rest: Any) -> Any:
+        nonlocal sent
+        sent += sql.startswith("INSERT")
+        if sql.startswith("INSERT") and sent > 1:
+            raise OperationalError("database is locked")
+        return execute(sql, *rest)
+
+    records = [{"code": code, "name": code, "quantity": -(code == "b")} for code in "abc"]
+    with connection.execute_wrapper(break_down), pytest.raises(OperationalError, match="database is locked"):
+        safe_bulk_insert(Ware, records)
+
+    assert not Ware.objects.exists()
 
 
 def test_insert__gives_back_instances_as_stored() -> None:

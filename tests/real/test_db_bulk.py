@@ -8,7 +8,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connections, models, transaction
+from django.test.utils import isolate_apps
 
 from resilience.db.bulk import RowFault, safe_bulk_insert
 from tests.real.db_rows import prepare, spoilt
@@ -46,6 +47,29 @@ def test_insert__on_mariadb_holds_keys_equal_as_its_collation_does(mariadb: str)
 
     assert [instance.code for instance in stored] == ["a", "b", "c"]
     assert [(row.index, row.kind) for row in failed] == [(2, RowFault.UNIQUE)]
+
+
+@isolate_apps("tests.testapp")
+def test_insert__on_mariadb_finds_a_parent_as_its_collation_does(mariadb: str) -> None:
+    """A text key in other letters is no orphan for the database, so it is stored beside one that is."""
+
+    class Label(models.Model):
+        ware = models.ForeignKey(Ware, models.CASCADE, to_field="code", related_name="+")
+
+        class Meta:
+            app_label = "testapp"
+
+    Ware.objects.using(mariadb).create(code="abc", name="parent")
+    with connections[mariadb].schema_editor() as editor:
+        editor.create_model(Label)
+    try:
+        stored, failed = safe_bulk_insert(Label, [{"ware_id": code} for code in ("ABC", "none", "abc")], using=mariadb)
+    finally:
+        with connections[mariadb].schema_editor() as editor:
+            editor.delete_model(Label)
+
+    assert [instance.ware_id for instance in stored] == ["ABC", "abc"]
+    assert [(row.index, row.kind) for row in failed] == [(1, RowFault.FOREIGN_KEY)]
 
 
 @pytest.fixture(params=["postgresql", "mariadb", "sqlite_file"])

@@ -218,6 +218,28 @@ def test_cut_connection__is_decided_by_the_idempotency_row(
     assert IdempotencyKey.objects.using(direct).get().key == "order 2"
 
 
+def test_cut_connection__of_work_that_wrote_nothing_is_settled_as_done(
+    postgresql: str, postgresql_server: servers.PostgreSQL, resolutions: list[str]
+) -> None:
+    """A transaction that only read has no number to ask about, and nothing of it can be missing."""
+    cutter = CommitCutter(postgresql_server.port)
+    calls: list[int] = []
+
+    with through(cutter, postgresql_server.settings) as alias:
+        Account.objects.using(alias).count()
+
+        @db_retry(using=alias, verify="server", deadline=5)
+        def work() -> int:
+            calls.append(Account.objects.using(alias).count())
+            return 42
+
+        cutter.armed = "before"
+        result = work()
+
+    assert (result, calls, cutter.cuts) == (42, [0], 1)
+    assert resolutions == ["committed"]
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_cut_connection__is_run_again_when_twice_does_no_harm(database: str, when: str, request: pytest.FixtureRequest) -> None:
