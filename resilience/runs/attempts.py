@@ -14,6 +14,7 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from resilience import clock, signals
+from resilience.calls.classify import classify
 from resilience.db.connections import drop_connection, replace_connection
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.redaction import describe_exception
@@ -126,7 +127,7 @@ class Attempt:
 
     def _close(self, error: BaseException | None) -> bool:
         """Give the run back; True when the error ends here."""
-        was_struck = isinstance(error, self._ends_of_slice) or not isinstance(error, (Exception, RunInterrupted, type(None)))
+        was_struck = error is not None and not isinstance(error, RunInterrupted) and classify(error).is_control_flow
         if isinstance(error, self._ends_of_slice) and self.active._schedule.has_progressed:  # noqa: SLF001  # as above
             # Raised in the middle of a step: only what is committed can be trusted.
             error = RunInterrupted("slice")

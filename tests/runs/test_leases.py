@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import suppress
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import OperationalError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -214,14 +215,46 @@ def test_outlast_outages__is_interrupted_by_what_hides_behind_an_error(alias: st
     def operation() -> None:
         calls.append(1)
         try:
-            raise interruption
-        finally:
-            raise OperationalError("sending query failed, another command is in progress")
+            try:
+                raise interruption
+            finally:
+                raise OperationalError("the driver's")
+        except OperationalError as error:
+            raise OperationalError("sending query failed, another command is in progress") from error
 
     with pytest.raises(type(interruption)) as caught:
         leases.outlast_outages(operation, alias, 5)
 
     assert (caught.value, len(calls)) == (interruption, 1)
+
+
+def test_outlast_outages__replaces_a_connection_that_broke(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that the server ended is not tried again and again: the next try has one of its own."""
+    if alias == "default":
+        pytest.skip("a SQLite database in memory lives in its connection; the other databases show it")
+    waits: list[float] = []
+    monkeypatch.setattr(clock, "sleep", waits.append)
+    kill = "KILL CONNECTION_ID()" if alias == "mariadb" else "SELECT pg_terminate_backend(pg_backend_pid())"
+    with suppress(DatabaseError), connections[alias].cursor() as cursor:
+        cursor.execute(kill)
+
+    count = leases.outlast_outages(Run.objects.using(alias).count, alias, 30)
+
+    assert (count, waits) == (0, [0.1])
+
+
+def test_outlast_outages__inside_a_transaction_does_not_try_again(alias: str) -> None:
+    """What was done in the transaction is gone with it: only whoever began it can repeat it."""
+    calls = []
+
+    def operation() -> None:
+        calls.append(1)
+        raise OperationalError("away")
+
+    with pytest.raises(OperationalError), transaction.atomic(using=alias):
+        leases.outlast_outages(operation, alias, 5)
+
+    assert len(calls) == 1
 
 
 def test_outlast_outages__gives_up_at_its_limit(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:

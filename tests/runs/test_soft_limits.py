@@ -18,6 +18,7 @@ from django.db import ProgrammingError, connections
 from resilience import open_run
 from resilience.runs import store
 from resilience.runs.attempts import Attempt
+from resilience.runs.heartbeats import Progress
 from resilience.runs.leases import take
 from resilience.runs.models import Run
 from resilience.runs.options import RunConfig
@@ -90,6 +91,36 @@ def test_soft_time_limit__behind_a_complaint_while_the_state_is_read_counts_as_a
 
     run.refresh_from_db()
     assert run.last_error.partition(":")[0] == "SoftTimeLimitExceeded"
+
+
+def test_soft_time_limit__behind_a_complaint_at_the_end_ends_a_slice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same after the body: the run goes on with the next slice, and nothing failed."""
+
+    def complain(self: Progress) -> None:
+        try:
+            raise SoftTimeLimitExceeded
+        finally:
+            raise ProgrammingError("another command is in progress")
+
+    monkeypatch.setattr(Progress, "flush", complain)
+    found = take(run, "default", statuses=("queued",))
+    assert found is not None
+
+    with Attempt(*found, RunConfig(), ends_of_slice=(SoftTimeLimitExceeded,)) as active:
+        active.checkpoint(1)
+
+    run.refresh_from_db()
+    assert (run.status, run.errors) == ("queued", [])
+
+
+@pytest.mark.parametrize("struck", [SoftTimeLimitExceeded, KeyboardInterrupt, SystemExit])
+def test_open_run__that_a_signal_cut_off_keeps_no_connection(postgresql: str, struck: type[BaseException]) -> None:
+    """The signal may have come in the middle of an answer, in a task that is not resumable, too."""
+    with pytest.raises(struck), open_run("a", using=postgresql):
+        before = connections[postgresql].connection
+        raise struck
+
+    assert before.closed
 
 
 @pytest.mark.parametrize("handled", [GeneratorExit, SoftTimeLimitExceeded])

@@ -288,3 +288,17 @@ def test_sweep__tells_that_a_run_failed_for_good(sent: list[str]) -> None:
         signals.run_failed.disconnect(receiver)
 
     assert [(event["key"], event["final"]) for event in heard] == [("a", True)]
+
+
+@pytest.mark.parametrize("woken", [None, -3600.0], ids=["never", "long ago"])
+@pytest.mark.django_db
+def test_sweep__of_two_who_saw_the_same_overdue_run_one_sends_the_message(woken: float | None) -> None:
+    """Whoever claims a queued run second, by what it read before, sends nothing."""
+    run = Run.objects.create(key="a", task="tests.any")
+    if woken is not None:
+        Run.objects.update(woken_at=DatabaseNow(woken), wakeups=1)
+    first, second = (Run.objects.get(pk=run.pk) for _ in range(2))
+
+    claimed = [sweeps._claim(each, "default") for each in (first, second)]
+
+    assert claimed == [True, False]
