@@ -237,8 +237,7 @@ def test_fences__keep_what_cannot_be_undone_from_being_done_twice(endpoint: str,
     assert (response.status_code, len(calls)) == (500, 1)
 
 
-@pytest.mark.parametrize("is_open", [True, False])
-@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize(("attempt", "is_open"), [(1, False), (2, True)])
 def test_fences__see_what_an_attempt_stores_in_another_database(
     attempt: int, is_open: bool, post: Callable[..., Any], sqlite_file: str
 ) -> None:
