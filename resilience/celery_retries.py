@@ -10,9 +10,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, cast
 from resilience import clock
 from resilience.calls.attempts import Retrying
 from resilience.calls.callables import is_async, name_of, require_plain_callable
-from resilience.calls.deadlines import checked_seconds
 from resilience.calls.nesting import marks
 from resilience.calls.retry_config import RetryConfig, RetryFields, config_in_force, require_none
+from resilience.values import checked_seconds
 
 __all__ = ["retry_in_task"]
 

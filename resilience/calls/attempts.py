@@ -12,6 +12,7 @@ from resilience.calls.deadlines import remaining
 from resilience.calls.decisions import Decision, Rules, Stop, StopReason
 from resilience.calls.kinds import ErrorInfo, ErrorKind
 from resilience.calls.nesting import annotate, gave_up, mark_gave_up
+from resilience.calls.retry_after import LONGEST
 from resilience.calls.retry_config import RetryConfig
 from resilience.redaction import log_exception
 
@@ -132,7 +133,7 @@ class Retrying:
         if self.attempt == 0 or remaining() != 0:
             return False
         failure, self.failure = self.failure, None
-        self._give_up(StopReason.DEADLINE, failure, classify(failure).kind if failure else ErrorKind.UNKNOWN)
+        self._give_up(StopReason.DEADLINE, failure, ErrorKind.UNKNOWN if failure is None else classify(failure).kind)
         if failure is None:
             return True
         try:
@@ -161,7 +162,7 @@ class Retrying:
         if isinstance(decision, Stop):
             self._give_up(decision.reason, exc, kind)
             return False
-        self.delay = decision.seconds
+        self.delay = min(decision.seconds, LONGEST)  # the system cannot sleep much longer
         self.failure = exc
         self._tell_hook(exc)
         arguments = {"name": self._name, "attempt": self.attempt, "delay": self.delay, "exception": exc, "kind": kind}

@@ -6,9 +6,8 @@ from contextvars import ContextVar, Token
 from typing import Any, Self, overload
 
 from resilience import clock
-from resilience.values import checked_seconds
 
-__all__ = ["checked_seconds", "deadline_scope", "is_deadline", "remaining", "time_allowed"]
+__all__ = ["deadline_scope", "is_deadline", "remaining", "time_allowed"]
 
 #: Seconds beyond which a limit is none: a year, for timers count only so far.
 _LONGEST = 365 * 86400.0

@@ -136,6 +136,14 @@ def test_retry__waits_follow_the_strategy(strategy: str, waits: list[float], run
     assert fake_time.sleeps == waits
 
 
+def test_retry__no_wait_is_longer_than_the_system_can_sleep(run: Run, fake_time: FakeTime) -> None:
+    """A wait of 300 years raises no error of the clock's in place of the call's own."""
+    script = Script(ConnectionError(), "ok")
+
+    assert run(script, delay=1e10, max_delay=1e10, jitter=False) == "ok"
+    assert fake_time.sleeps == [100 * 365 * 86_400.0]
+
+
 def test_retry__each_call_starts_its_own_series(fake_time: FakeTime) -> None:
     """The waits of one call do not go on in the next."""
     retried = retry(max_attempts=3, delay=1, jitter=False)(Script(TimeoutError()))
