@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 
+from resilience import CircuitBreaker, CircuitBreakerConfig, db_retry
+from resilience.runs.options import RunConfig
 from resilience.values import checked_count, checked_number, checked_seconds, is_number, is_whole
 
 
@@ -74,3 +77,19 @@ def test_checked_seconds__says_what_is_wrong(options: dict[str, bool], value: ob
         checked_seconds("wait", value, "Use 1.", **options)
 
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda huge: CircuitBreakerConfig(recovery_timeout=huge), "recovery_timeout must be more than 0 seconds"),
+        (lambda huge: CircuitBreaker("numbers").open(huge), "seconds must be more than 0 and finite"),
+        (lambda huge: CircuitBreaker("numbers").open("soon"), "seconds must be more than 0 and finite"),
+        (lambda huge: db_retry(delay=huge)(print), "delay must be"),
+        (lambda huge: RunConfig(lease=huge), "lease must be more than 0 seconds"),
+    ],
+)
+def test_numbers__that_no_float_holds_are_refused_in_every_room(use: Callable[[int], object], words: str) -> None:
+    """A number beyond the floats is bad input like any other, and no OverflowError."""
+    with pytest.raises(ValueError, match=words):
+        use(10**400)

@@ -7,7 +7,6 @@ defaults here. Settings are read when a circuit is used, never at import or deco
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -16,6 +15,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from resilience import conf
+from resilience.values import is_number, is_whole
 
 __all__ = ["CircuitBreakerConfig", "CircuitState"]
 
@@ -176,32 +176,28 @@ def disagree(one: CircuitBreakerConfig, other: CircuitBreakerConfig) -> list[str
     return sorted(name for name in _SHARED if getattr(one, name) != getattr(other, name))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _require_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not (is_whole(value) and value >= 1):
         raise ValueError(f"{name} must be a whole number of 1 or more, not {value!r}. Use 1 for the smallest.")
 
 
 def _require_seconds(name: str, value: Any) -> None:
-    if not (_is_number(value) and value > 0):
+    if not (is_number(value) and value > 0):
         raise ValueError(f"{name} must be more than 0 seconds, not {value!r}. Give a number of seconds.")
 
 
 def _require_factor(name: str, value: Any) -> None:
-    if not (_is_number(value) and value >= 1):
+    if not (is_number(value) and value >= 1):
         raise ValueError(f"{name} must be 1 or more, not {value!r}. Use 1 for no growth.")
 
 
 def _require_share(name: str, value: Any) -> None:
-    if not (_is_number(value) and 0 < value <= 1):
+    if not (is_number(value) and 0 < value <= 1):
         raise ValueError(f"{name} must be above 0 and at most 1, not {value!r}. Write 50 % as 0.5.")
 
 
 def _require_interval(name: str, value: Any) -> None:
-    if not (_is_number(value) and value >= 0):
+    if not (is_number(value) and value >= 0):
         raise ValueError(f"{name} must be 0 or more seconds, not {value!r}. Use 0 to ask at every call.")
 
 

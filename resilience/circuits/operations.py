@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from resilience.circuits import machine, stats
@@ -10,6 +9,7 @@ from resilience.circuits.circuit import Circuit
 from resilience.circuits.config import CircuitState
 from resilience.circuits.records import OPEN_STATES, Counts, Record
 from resilience.redaction import redact
+from resilience.values import is_number
 
 __all__ = ["Operations"]
 
@@ -33,7 +33,7 @@ class Operations:
         Raises:
             ValueError: `seconds` is out of range.
         """
-        if seconds is not None and not 0 < seconds < math.inf:
+        if seconds is not None and not (is_number(seconds) and seconds > 0):
             raise ValueError(f"seconds must be more than 0 and finite, not {seconds!r}. Leave it out to stay open until reset.")
         self._operate(CircuitState.FORCED_OPEN, reason or "forced open", actor, seconds)
 

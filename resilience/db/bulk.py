@@ -16,6 +16,7 @@ from resilience.db.bulk_postgresql import CopyWriter, can_copy
 from resilience.db.bulk_rows import BadRow, Row, RowFault, RowFaultError
 from resilience.db.bulk_writers import ModelWriter, StatementWriter, Writer
 from resilience.db.swap_fields import stored_field
+from resilience.values import is_whole
 
 __all__ = ["BadRow", "BulkInsertResult", "RowFault", "safe_bulk_insert"]
 
@@ -221,7 +222,7 @@ def _check(model: Any, records: Any, batch_size: Any, on_conflict: Any) -> None:
     if isinstance(records, (str, bytes, Mapping, models.Model)) or not isinstance(records, Iterable):
         kind = type(records).__name__
         raise TypeError(f"records must be an iterable of dicts or instances, not a {kind}. Put a single record into a list.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if not is_whole(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number from 1, not {batch_size!r}. 1000 suits most tables.")
     if on_conflict not in {"report", "ignore", "update"}:
         raise ValueError(f'on_conflict must be "report", "ignore" or "update", not {on_conflict!r}.')

@@ -98,10 +98,7 @@ def drop_connection(connection: BaseDatabaseWrapper) -> None:
     """
     if connection.in_atomic_block:
         return
-    if connection.settings_dict["OPTIONS"].get("pool") and connection.connection is not None:
-        # A pool hands out again what comes back open, and it may be the session of a demoted server.
-        with suppress(Exception):
-            connection.connection.close()
+    _close_for_good(connection)
     with suppress(Error):
         connection.close()
 
@@ -110,15 +107,25 @@ def replace_connection(connection: BaseDatabaseWrapper) -> None:
     """Do the same even inside a block: for one that nobody will leave any more, as after a signal that struck where it ended.
 
     Args:
-        connection: One of `django.db.connections`.
+        connection: One of `django.db.connections`; its server may be away.
     """
     if connection.in_atomic_block:
+        _close_for_good(connection)
         before = connection.connection
         with suppress(Error):
             connection.close()
-        with suppress(Error):
-            connection.connect()  # this alone clears Django's notes of the block
-        # SQLite in memory was not closed: it would have been lost.
-        with suppress(Exception):
-            before.close()
+        # This alone clears Django's notes of the block, even when it fails.
+        with suppress(Error), connection.wrap_database_errors:
+            connection.connect()
+        if not connection.settings_dict["OPTIONS"].get("pool"):
+            # SQLite in memory was not closed: it would have been lost.
+            with suppress(Exception):
+                before.close()
     drop_connection(connection)
+
+
+def _close_for_good(connection: BaseDatabaseWrapper) -> None:
+    """Close the session itself where a pool would hand out again what comes back open; it may be that of a demoted server."""
+    if connection.settings_dict["OPTIONS"].get("pool") and connection.connection is not None:
+        with suppress(Exception):
+            connection.connection.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from resilience.calls.kinds import ErrorKind
 from resilience.db.errors import DatabaseErrorInfo
 from resilience.db.options import TransactionOptions
+from resilience.values import is_number
 
 __all__ = ["CONTENTION_CURVE", "OUTAGE_CURVE", "Curve", "RetryPlan"]
 
@@ -113,6 +113,4 @@ class RetryPlan:
 
 
 def _is_seconds(value: object, least: float, *, exclusive: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
-    return value > least if exclusive else value >= least
+    return is_number(value) and (value > least if exclusive else value >= least)

@@ -12,6 +12,7 @@ from django.db import models
 from resilience import clock, signals
 from resilience.db.swaps import Swap
 from resilience.db.versions import VersionField
+from resilience.values import is_whole
 
 __all__ = ["VersionField", "aatomic_update", "atomic_update"]
 
@@ -132,7 +133,7 @@ async def aatomic_update(
 
 def _attempts(max_retries: int) -> int:
     given: object = max_retries
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+    if not is_whole(given) or given < 0:
         raise ValueError(f"max_retries must be a whole number from 0, not {max_retries!r}. Use 0 to try once.")
     return max_retries + 1
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from django.db import Error, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db import connections
 
 from resilience import clock, signals
 from resilience.calls.classify import classify
@@ -157,7 +155,7 @@ class Attempt:
             if connection.alias in self._around:
                 continue
             if connection.in_atomic_block:
-                _leave_block(connection)
+                replace_connection(connection)
             elif was_struck:
                 drop_connection(connection)
 
@@ -205,14 +203,3 @@ class Attempt:
         before = max(0, self.run.stalled_attempts - 1)
         stalled = 0 if self.active._schedule.has_progressed else before  # noqa: SLF001  # as above
         return {"stalled_attempts": stalled, "interruptions": self.run.interruptions + 1}
-
-
-def _leave_block(connection: BaseDatabaseWrapper) -> None:
-    """Give up a connection whose block nobody will leave any more, whether or not its server answers."""
-    if connection.settings_dict["OPTIONS"].get("pool") and connection.connection is not None:
-        # Closed before its pool gets it back, which would hand it to whoever waits.
-        with suppress(Exception):
-            connection.connection.close()
-    with suppress(Error), connection.wrap_database_errors:
-        replace_connection(connection)
-    drop_connection(connection)

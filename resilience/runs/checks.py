@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from django.core.checks import CheckMessage, Error, register
 
 from resilience.runs.formats import AUTO, FORMATS
 from resilience.runs.signing import MIN_KEY_LENGTH
+from resilience.values import is_number, is_whole
 
 __all__ = ["check_runs"]
 
@@ -50,11 +50,9 @@ def _broken_rule(name: str, value: Any) -> str:
     if name == "STORAGE":
         return "" if isinstance(value, str) and value in settings.STORAGES else "an alias in STORAGES"
     if name == "INLINE_LIMIT":
-        is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return "" if is_size else "0 or more bytes"
+        return "" if is_whole(value) and value >= 0 else "0 or more bytes"
     if name == "WAKE_AFTER":
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return "" if is_number and 0 < value < math.inf else "more than 0 seconds"
+        return "" if is_number(value) and value > 0 else "more than 0 seconds"
     if name == "FORMAT":
         return "" if isinstance(value, str) and value in {AUTO, *FORMATS} else f"one of {', '.join([AUTO, *FORMATS])}"
     is_list = isinstance(value, (list, tuple)) and all(isinstance(key, (str, bytes)) for key in value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from resilience.runs.formats import AUTO, FORMATS
+from resilience.values import is_number, is_whole
 
 __all__ = ["RunConfig"]
 
@@ -91,7 +91,7 @@ class RunConfig:
 def _check_count(name: str, value: object, *, optional: bool, most: int | None = None) -> None:
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of 1 or more, not {value!r}. Use 1 for the smallest.")
     if most is not None and value > most:
         raise ValueError(f"{name} must be {most} or less, not {value!r}. Databases store no more.")
@@ -100,8 +100,7 @@ def _check_count(name: str, value: object, *, optional: bool, most: int | None =
 def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
     if value is None and optional:
         return
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise ValueError(f"{name} must be more than 0 seconds, not {value!r}. Give seconds as a number.")
     if value > _LONGEST:
         raise ValueError(f"{name} must be {_LONGEST} seconds (a year) or less, not {value!r}. Give seconds as a number.")

@@ -7,7 +7,6 @@ file that was deleted before it, and a crash in between leaves an orphan, a file
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -17,6 +16,7 @@ from django.db import transaction
 from resilience import clock
 from resilience.runs import store
 from resilience.runs.models import Checkpoint
+from resilience.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from resilience.runs.statements import HeldRows
@@ -201,11 +201,9 @@ def delete_files(files: Iterable[tuple[str, str]]) -> None:
 
 
 def _number(value: object) -> float | None:
-    """Return a metric that can be compared, or None for NaN and for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        return None
-    return float(value)
+    """Return a metric that can be compared, or None for what is no number or has no end."""
+    return float(value) if is_number(value) else None
 
 
 def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return is_whole(value) and value >= least

@@ -15,6 +15,8 @@ from typing import Any, SupportsIndex
 from django.db.models import Model, QuerySet
 from django.db.models.query import ModelIterable
 
+from resilience.values import is_whole
+
 __all__ = ["Place", "Steps", "is_position"]
 
 _ROWS_AT_ONCE = 100
@@ -96,7 +98,7 @@ def is_position(value: object) -> bool:
         >>> is_position(3), is_position(-1)
         (True, False)
     """
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
+    return is_whole(value) and 0 <= value <= _MOST
 
 
 def _ordered(queryset: QuerySet[Any]) -> QuerySet[Any]:

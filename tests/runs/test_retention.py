@@ -66,9 +66,9 @@ def test_surplus__is_what_no_rule_keeps(rule: Retention, expected: list[int]) ->
 
 def test_surplus__nan_and_missing_metrics_are_never_best() -> None:
     """A NaN does not win by being incomparable, nor does a checkpoint without the metric, nor a text."""
-    checkpoints = rows(float("nan"), 0.5, None, "0.9", True, float("nan"), None)
+    checkpoints = rows(float("nan"), 0.5, None, "0.9", True, float("nan"), 10**400, None)
 
-    assert kept(Retention(keep_last=1, keep_best=("accuracy", "max", 2)), checkpoints) == [1, 6]
+    assert kept(Retention(keep_last=1, keep_best=("accuracy", "max", 2)), checkpoints) == [1, 7]
 
 
 def test_surplus__of_equal_metrics_the_newer_is_kept() -> None:
