@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection
 from django.test.utils import CaptureQueriesContext
 
 from resilience import clock, load_checkpoint, open_run, signals
@@ -595,3 +596,30 @@ def test_progress__told_by_the_body_is_not_overwritten_by_the_loop() -> None:
 
     row = Run.objects.get()
     assert (row.current, row.total, row.message) == (30, 30, "documents")
+
+
+def test_once__an_integrity_error_of_the_effect_itself_comes_out() -> None:
+    """It does not mean that the effect was done before."""
+
+    def clash() -> None:
+        raise IntegrityError("duplicate key value violates unique constraint")
+
+    with open_run("a") as run:
+        with pytest.raises(IntegrityError):
+            run.once("invoice", clash)
+        result = run.once("invoice", lambda: 2)
+
+    assert result == 2
+
+
+def test_progress__is_a_sign_that_something_moves_and_its_message_is_short() -> None:
+    """The row says when it moved last, and 200 characters of what was told."""
+    Run.objects.create(key="a", progressed_at=dt.datetime(2000, 1, 1, tzinfo=dt.UTC))
+
+    with open_run("a") as run:
+        run.progress(1, 2, "x" * 500)
+        row = Run.objects.get()
+
+    assert row.progressed_at is not None
+    assert row.progressed_at.year > 2000
+    assert row.message == "x" * 200

@@ -636,3 +636,17 @@ def test_message__waits_for_the_sweeper_when_the_database_is_away_at_the_start(
 
 def _away(*args: Any, **options: Any) -> Any:
     raise OperationalError("connection refused")
+
+
+def test_message__says_only_which_run_is_meant(
+    celery_app: Celery, django_capture_on_commit_callbacks: Callable[..., Any]
+) -> None:
+    """The row's arguments count, not those of a message that is older."""
+    celery_app.conf.task_always_eager = False
+    task = summing(on_config_change="resume")
+    with django_capture_on_commit_callbacks(execute=True):
+        task.delay(7, rate=1)
+    (message,) = take_messages(celery_app)
+    task.delay(7, rate=2)
+
+    assert consume(task, message) == 20

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 from contextlib import suppress
 
 import pytest
@@ -9,7 +10,7 @@ from django.db import DatabaseError, OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from resilience import clock, save_checkpoint
+from resilience import clock, open_run, save_checkpoint
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.runs import leases
 from resilience.runs.leases import DatabaseNow, Lease, take
@@ -292,3 +293,20 @@ def test_refuse_transaction__but_not_the_one_of_a_test_case() -> None:
 
     with pytest.raises(CheckpointError, match=r"run\.checkpoint must be called outside transactions"), transaction.atomic():
         leases.refuse_transaction("default", "run.checkpoint")
+
+
+def test_once__cut_off_while_another_worker_took_the_run_is_an_interruption(postgresql: str) -> None:
+    """The database's error would be taken for one of the body's, and tried again by a worker that lost the run."""
+
+    def lose() -> None:
+        def take_over() -> None:
+            Run.objects.using(postgresql).update(status="queued", fence=99)
+            connections[postgresql].close()
+
+        thread = threading.Thread(target=take_over)
+        thread.start()
+        thread.join()
+        raise OperationalError("terminating connection due to idle-in-transaction timeout")
+
+    with open_run("a", using=postgresql) as run, pytest.raises(RunInterrupted):
+        run.once("invoice", lose)

@@ -167,3 +167,16 @@ def test_indexes__carry_what_workers_and_sweepers_ask(statement: str) -> None:
 
     assert "USING" in plan
     assert "INDEX" in plan
+
+
+def test_retry__gives_all_attempts_back_and_resume_none() -> None:
+    """Who retries has mended something; a pause has mended nothing, and does not make a poison step immortal."""
+    run = run_in("failed")
+    Run.objects.update(stalled_attempts=3)
+    run.retry()
+    retried = run.stalled_attempts
+    Run.objects.update(status="paused", stalled_attempts=2)
+    run.resume()
+
+    run.refresh_from_db()
+    assert (retried, run.stalled_attempts) == (0, 2)

@@ -183,3 +183,40 @@ def test_open_run__starts_whatever_became_of_the_run(status: str) -> None:
     row = Run.objects.get()
     assert state == 7
     assert (row.status, len(row.errors)) == ("finished", 1)
+
+
+def test_open_run__restarted_knows_nothing_of_steps_it_forgot() -> None:
+    """Neither how far it was nor which steps were left out."""
+    work("a", 4, config={"rate": 1})
+    Run.objects.update(skipped=[1])
+
+    with open_run("a", config={"rate": 2}, on_config_change="restart") as run:
+        step, row = run.step, Run.objects.get()
+
+    assert (step, row.step, row.current, row.skipped) == (None, None, None, [])
+
+
+def test_open_run__that_resumes_with_another_configuration_keeps_it() -> None:
+    """The policy "resume" makes the new configuration the run's own: later it is no change, and the old one is."""
+    work("a", 2, config={"rate": 1})
+    work("a", 2, config={"rate": 3}, on_config_change="resume")
+
+    work("a", 2, config={"rate": 3})
+    with pytest.raises(RunConfigChangedError):
+        work("a", 2, config={"rate": 1})
+
+
+def test_load_checkpoint__gives_a_state_of_none_as_it_was_stored() -> None:
+    """The default is for what was never stored."""
+    save_checkpoint("plain", None)
+
+    assert load_checkpoint("plain", default="nothing") is None
+
+
+def test_save_checkpoint__step_0_is_a_step_of_its_own() -> None:
+    """Only a step left out counts up."""
+    save_checkpoint("plain", "later", step=5)
+    save_checkpoint("plain", "first", step=0)
+    save_checkpoint("plain", "next")
+
+    assert list(Checkpoint.objects.order_by("sequence").values_list("step", flat=True)) == [5, 0, 1]
