@@ -33,12 +33,13 @@ with extra_needed(__name__):
 
 from resilience import clock, conf
 from resilience.celery_messages import RUN, as_json, delay_of, kept_options, seconds_until, send_first
+from resilience.db.connections import aliases_in_blocks, free_connections
 from resilience.exceptions import RunBusyError, RunConfigChangedError, RunStateError
 from resilience.redaction import describe_exception
 from resilience.runs.active import BareRun
 from resilience.runs.attempts import Attempt
 from resilience.runs.keys import KeyTemplate, hash_config
-from resilience.runs.leases import DatabaseNow, refuse_transaction
+from resilience.runs.leases import DatabaseNow, interruption_behind, refuse_transaction
 from resilience.runs.locks import row_of, short_transaction
 from resilience.runs.models import Run, RunStatus
 from resilience.runs.operations import with_error
@@ -112,7 +113,14 @@ class ResumableTask(DjangoTask):  # type: ignore[type-arg]  # generic in the stu
         refuse_transaction(router.db_for_write(Run), self.name)
         if request.called_directly or request.is_eager:
             return self._work_here(self._submit(args, kwargs, request.id or uuid(), {}))
-        return self._work(self._find(args, kwargs))
+        around = aliases_in_blocks()
+        try:
+            return self._work(self._find(args, kwargs))
+        except BaseException as error:
+            # A time limit strikes before and after the attempt, too, and the child goes on with the next message.
+            was_struck = not isinstance(error, (Ignore, Retry)) and interruption_behind(error, None) is not None
+            free_connections(around, was_struck=was_struck)
+            raise
 
     def _template(self) -> KeyTemplate:
         return KeyTemplate(self.key, _function(self))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -13,7 +13,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from resilience.calls.callables import is_async, name_of, require_plain_callable
 from resilience.connections import is_in_transaction
 
-__all__ = ["drop_connection", "ensure_connection", "replace_connection", "require_plain_def"]
+__all__ = [
+    "aliases_in_blocks",
+    "drop_connection",
+    "ensure_connection",
+    "free_connections",
+    "replace_connection",
+    "require_plain_def",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,6 +129,29 @@ def replace_connection(connection: BaseDatabaseWrapper) -> None:
             with suppress(Exception):
                 before.close()
     drop_connection(connection)
+
+
+def aliases_in_blocks() -> frozenset[str]:
+    """Return the aliases on which this thread is inside an `atomic()` block."""
+    return frozenset(connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block)
+
+
+def free_connections(around: Collection[str], *, was_struck: bool) -> None:
+    """Give up this thread's connections that a signal has left in the middle of something: a transaction, or an answer half read.
+
+    Work that caught the signal's exception may have left its transaction open as well, and nobody would end it.
+
+    Args:
+        around: The aliases that were in a block before the work began; whoever opened that will leave it.
+        was_struck: Whether a signal's exception ended the work; if not, only blocks that were left open count.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.alias in around:
+            continue
+        if connection.in_atomic_block:
+            replace_connection(connection)
+        elif was_struck:
+            drop_connection(connection)
 
 
 def _close_for_good(connection: BaseDatabaseWrapper) -> None:

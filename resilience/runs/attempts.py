@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from django.db import connections
-
 from resilience import clock, signals
 from resilience.calls.classify import classify
-from resilience.db.connections import drop_connection, replace_connection
+from resilience.db.connections import aliases_in_blocks, free_connections
 from resilience.exceptions import CheckpointError, RunInterrupted
 from resilience.redaction import describe_exception
 from resilience.runs import store
@@ -84,7 +82,7 @@ class Attempt:
         self._ends_of_slice = ends_of_slice
         self._began, self._handled = clock.monotonic(), sys.exception()
         # Blocks around the attempt are not ours to leave: Django's TestCase has some.
-        self._around = {connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block}
+        self._around = aliases_in_blocks()
 
     def __enter__(self) -> ActiveRun:
         try:
@@ -132,7 +130,7 @@ class Attempt:
         if error is None or isinstance(error, (Exception, RunInterrupted)):
             self.active._schedule.close()  # noqa: SLF001  # as above
         self.active._heartbeat.stop()  # noqa: SLF001  # as above
-        self._free_connections(was_struck=was_struck)
+        free_connections(self._around, was_struck=was_struck)
         try:
             if error is None:
                 self._finished()
@@ -145,19 +143,6 @@ class Attempt:
         finally:
             self.lease.forget()
         return isinstance(error, RunInterrupted)
-
-    def _free_connections(self, *, was_struck: bool) -> None:
-        """Give up connections that a signal has left in the middle of something: a transaction, or an answer half read.
-
-        A body that caught the signal's exception may have left its transaction open as well, and nobody would end it.
-        """
-        for connection in connections.all(initialized_only=True):
-            if connection.alias in self._around:
-                continue
-            if connection.in_atomic_block:
-                replace_connection(connection)
-            elif was_struck:
-                drop_connection(connection)
 
     def _release(self, status: str, reason: str, **values: Any) -> bool:
         actual = outlast_outages(lambda: give_back(self.lease, status, **values), self.lease.using, _OUTAGE_LIMIT)

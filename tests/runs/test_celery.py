@@ -650,3 +650,22 @@ def test_message__says_only_which_run_is_meant(
     task.delay(7, rate=2)
 
     assert consume(task, message) == 20
+
+
+@pytest.mark.django_db(transaction=True)
+def test_soft_time_limit__before_the_attempt_leaves_no_block_open(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every later task of this child would find a transaction that nobody ends."""
+    celery_app.conf.task_always_eager = False
+    task = summing()
+    task.delay(7)
+    (message,) = take_messages(celery_app)
+
+    def struck(*args: Any, **options: Any) -> None:
+        transaction.atomic().__enter__()
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patch, pytest.raises(SoftTimeLimitExceeded):
+        patch.setattr("resilience.celery.start", struck)
+        consume(task, message)
+
+    assert consume(task, message) == 10
