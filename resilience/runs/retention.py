@@ -16,7 +16,7 @@ from django.db import transaction
 from resilience import clock
 from resilience.runs import store
 from resilience.runs.models import Checkpoint
-from resilience.values import is_number, is_whole
+from resilience.values import is_whole
 
 if TYPE_CHECKING:
     from resilience.runs.statements import HeldRows
@@ -201,8 +201,8 @@ def delete_files(files: Iterable[tuple[str, str]]) -> None:
 
 
 def _number(value: object) -> float | None:
-    """Return a metric that can be compared, or None for what is no number or has no end."""
-    return float(value) if is_number(value) else None
+    """Return a metric that can be compared, or None for NaN and for what is no number."""
+    return value if (is_whole(value) or isinstance(value, float)) and value == value else None  # noqa: PLR0124  # NaN is not
 
 
 def _is_count(value: object, least: int) -> bool:

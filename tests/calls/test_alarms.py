@@ -30,6 +30,7 @@ def program(text):
     return python("-c", textwrap.dedent(prelude) + textwrap.dedent(text))
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("scene", ["fast", "slow", "nested"])
 @pytest.mark.parametrize("beneath", ["default", "watchdog"])
 def test_alarm__an_interrupt_at_any_instant_leaves_nothing_that_rings(beneath, scene):

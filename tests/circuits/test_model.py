@@ -13,6 +13,7 @@ from resilience import clock
 from resilience.circuits.judging import Outcome
 from resilience.circuits.probes import Permit
 from tests.circuits.conftest import FakeClock, Fleet, ServiceError
+from tests.length import shorter
 
 THRESHOLD, WINDOW, RECOVERY, SUCCESSES, PLACES, LEASE = 3, 60.0, 30.0, 2, 2, 12.0
 
@@ -125,4 +126,4 @@ class CircuitModel(RuleBasedStateMachine):
 
 
 TestCircuitModel = CircuitModel.TestCase
-TestCircuitModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCircuitModel.settings = settings(max_examples=shorter(60), stateful_step_count=40, deadline=None)

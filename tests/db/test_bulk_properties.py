@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resilience.db.bulk import RowFault, safe_bulk_insert
+from tests.length import shorter
 from tests.testapp.models import Parent, Ware
 
 pytestmark = pytest.mark.django_db
@@ -57,7 +58,7 @@ def is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=shorter(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, max_size=25), batch_size=st.integers(1, 30), is_inside=st.booleans())
 def test_insert__does_what_inserts_one_by_one_would_do(records: list[Any], batch_size: int, is_inside: bool) -> None:
     """Every record is stored exactly once or reported exactly once, for a rule that it breaks."""

@@ -16,7 +16,7 @@ from tests.length import LONG
 from tests.real.db_rows import KINDS, prepare, spoilt
 from tests.testapp.models import Ware
 
-ROWS = 50_000 if LONG else 1000
+ROWS = 50_000 if LONG else 600
 
 
 @pytest.fixture(params=["postgresql", "mariadb", "sqlite_file"])

@@ -25,6 +25,7 @@ from hypothesis.extra import numpy as npst
 from resilience.exceptions import CheckpointError
 from resilience.runs.encoding import MAX_DEPTH
 from resilience.runs.formats import prepare, read
+from tests.length import shorter
 from tests.runs.exactness import same
 
 plain_values = st.one_of(
@@ -82,7 +83,7 @@ def loaded(name: str, data: bytes) -> Any:
     return read(name, io.BytesIO(data), len(data))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=shorter(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(state=states)
 @example(state={"nan": float("nan"), "negative zero": -0.0, "inf": [float("inf"), -float("inf")]})
 @example(state={"$tuple": [1], "nested": {"$array": 0}})
@@ -97,7 +98,7 @@ def test_formats__whatever_is_stored_comes_back_exactly(state: Any) -> None:
     assert same(result, state)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=shorter(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(state=states)
 def test_formats__equal_states_have_equal_bytes(state: Any) -> None:
     """The bytes depend on the state alone, so equal states have equal sha256."""
@@ -320,7 +321,7 @@ def test_zip__overlapping_members_are_refused() -> None:
         loaded("zip", doubled)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=shorter(150), deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["json", "zip", "safetensors"])
 def test_formats__damage_is_reported_as_damage(name: str, data: st.DataObject) -> None:
@@ -367,7 +368,7 @@ def test_read__an_unknown_format_or_tag_is_newer() -> None:
 # --- safetensors ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=shorter(60), deadline=None)
 @given(
     state=st.dictionaries(
         st.text(st.characters(codec="utf-8")).filter(lambda name: name != "__metadata__"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.core.files.storage import storages
 from django.db import transaction
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resilience import open_run
@@ -65,10 +65,10 @@ def test_surplus__is_what_no_rule_keeps(rule: Retention, expected: list[int]) ->
 
 
 def test_surplus__nan_and_missing_metrics_are_never_best() -> None:
-    """A NaN does not win by being incomparable, nor does a checkpoint without the metric, nor a text."""
+    """A NaN does not win by being incomparable, nor does a checkpoint without the metric, nor a text; a number of any size may."""
     checkpoints = rows(float("nan"), 0.5, None, "0.9", True, float("nan"), 10**400, None)
 
-    assert kept(Retention(keep_last=1, keep_best=("accuracy", "max", 2)), checkpoints) == [1, 7]
+    assert kept(Retention(keep_last=1, keep_best=("accuracy", "max", 2)), checkpoints) == [1, 6, 7]
 
 
 def test_surplus__of_equal_metrics_the_newer_is_kept() -> None:
@@ -85,6 +85,7 @@ def test_surplus__of_equal_metrics_the_newer_is_kept() -> None:
     every=st.none() | st.integers(1, 7),
     mode=st.sampled_from(["min", "max"]),
 )
+@example(metrics=[float("inf"), None], last=1, count=1, every=None, mode="min")
 def test_surplus__never_has_the_newest_or_the_best(
     metrics: list[float | None], last: int, count: int, every: int | None, mode: str
 ) -> None:
