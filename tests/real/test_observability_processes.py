@@ -112,7 +112,7 @@ def test_numbers__add_up_over_web_and_task_workers(environment: dict[str, str], 
 
 def answers(url: str) -> bool:
     try:
-        return requests.get(f"{url}/metrics", timeout=5).ok
+        return requests.get(f"{url}/metrics", timeout=30).ok
     except requests.ConnectionError:
         return False
 
@@ -124,6 +124,6 @@ def call_both_workers(url: str) -> tuple[int, set[str]]:
     with ExitStack() as stack:
         while (len(pids) < 2 or sent < 10) and sent < 500:
             session = stack.enter_context(requests.Session())
-            pids.add(session.get(f"{url}/work", timeout=5).text)
+            pids.add(session.get(f"{url}/work", timeout=30).text)
             sent += 1
     return sent, pids
