@@ -1,4 +1,7 @@
-"""How long the tests that repeat something go on: `RESILIENCE_CHAOS=long`, as `make chaos` sets it, goes through every case."""
+"""How long the tests that repeat something go on: with `RESILIENCE_CHAOS=long` through every case.
+
+`make chaos` sets it for the tests marked `chaos`; for the others, set it by hand.
+"""
 
 from __future__ import annotations
 

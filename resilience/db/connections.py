@@ -132,7 +132,14 @@ def replace_connection(connection: BaseDatabaseWrapper) -> None:
 
 
 def aliases_in_blocks() -> frozenset[str]:
-    """Return the aliases on which this thread is inside an `atomic()` block."""
+    """Return the aliases on which this thread is inside an `atomic()` block.
+
+    Example:
+        >>> from django.db import transaction
+        >>> with transaction.atomic():
+        ...     "default" in aliases_in_blocks()
+        True
+    """
     return frozenset(connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block)
 
 

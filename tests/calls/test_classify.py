@@ -552,6 +552,17 @@ def test_classify__a_status_with_headers_that_cannot_be_read() -> None:
     assert classify(StatusError(status=503, headers=Headers())).status == 503
 
 
+def test_classify__a_time_limit_that_strikes_while_headers_are_read() -> None:
+    """It is no fault of the headers."""
+
+    class Headers:
+        def get(self, name: str) -> str:
+            raise billiard.exceptions.SoftTimeLimitExceeded
+
+    with pytest.raises(billiard.exceptions.SoftTimeLimitExceeded):
+        classify(StatusError(status=503, headers=Headers()))
+
+
 @pytest.mark.parametrize(
     ("said", "obeyed"), [(math.nan, None), (-1.0, None), (math.inf, retry_after.LONGEST), (2, 2.0)], ids=repr
 )

@@ -16,9 +16,8 @@ from resilience.calls.retries import RetryConfig, retry
 from resilience.circuits.config import CircuitBreakerConfig
 from resilience.policies import Policy, resilient
 from tests.calls.flaky_server import FlakyServer, flaky_server
-from tests.length import shorter
 
-CALLS = shorter(10_000)
+CALLS = 10_000
 
 
 class StatusError(Exception):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from axe_selenium_python import Axe
 
+from tests.length import LONG
 from tests.real.dashboard_site import (
     CIRCUITS,
     OVERVIEW,
@@ -52,7 +53,9 @@ def look(browser: Browser, address: str = "") -> Findings:
     }
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1400, "light"), (390, "dark"), *([(1400, "dark"), (390, "light")] if LONG else [])]
+)
 def test_pages__have_no_serious_barrier(operator: Browser, site: str, scheme: str, width: int) -> None:
     """axe finds nothing serious on any page, in light and dark, wide and narrow, empty and full, but what Django's index has."""
     operator.sets(scheme=scheme, width=width)

@@ -16,6 +16,8 @@ from tests.length import LONG
 from tests.real.db_rows import KINDS, prepare, spoilt
 from tests.testapp.models import Ware
 
+pytestmark = pytest.mark.chaos
+
 ROWS = 50_000 if LONG else 600
 
 
